@@ -1,0 +1,387 @@
+"""Arrays and devices: the one place that knows NumPy from CuPy.
+
+Everything above computes through ``xp = namespace(x)`` in the array API standard's spelling, so it
+runs on NumPy, on CuPy and, in the tests, on array-api-strict. What the standard lacks lives here.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import numpy
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for cannot be used; the message says what to install or change."""
+
+
+# --- arrays ---------------------------------------------------------------------------------
+
+
+def namespace(x: Any) -> Any:
+    """Return the module whose functions act on ``x``: numpy, cupy, or any standard one."""
+    if type(x) is numpy.ndarray:
+        return numpy
+    if type(x).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"]
+    if isinstance(x, numpy.ndarray | numpy.generic):
+        return numpy
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__()
+    raise TypeError(f"expected an array, not {type(x).__name__}")
+
+
+def is_array(x: Any) -> bool:
+    """Whether ``x`` is an array of some array module (a NumPy scalar counts as one)."""
+    return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type)
+
+
+def kind(x: Any) -> str:
+    """Return where ``x`` lives: "cpu", "cuda", or the name of another array module."""
+    if isinstance(x, numpy.ndarray | numpy.generic):
+        return "cpu"
+    module = type(x).__module__.partition(".")[0]
+    return "cuda" if module == "cupy" else module
+
+
+def to_numpy(x: Any) -> numpy.ndarray:
+    """Copy ``x`` to the host (no copy if it is there already)."""
+    if kind(x) == "cuda":
+        return x.get()
+    return numpy.asarray(x)
+
+
+def assign(view: Any, values: Any) -> None:
+    """Copy ``values`` (an array of any device) into ``view``, casting to its dtype.
+
+    The view may be strided, so a row group of a fused weight or its transpose is filled in place.
+    A shape that differs is a ValueError.
+    """
+    if tuple(view.shape) != tuple(values.shape):
+        raise ValueError(f"cannot put an array of {values.shape} into one of {view.shape}")
+    if kind(view) == "cuda" and kind(values) == "cpu":
+        values = namespace(view).asarray(numpy.ascontiguousarray(values, dtype=view.dtype))
+    elif kind(view) == "cpu" and kind(values) == "cuda":
+        values = values.get()
+    view[...] = values
+
+
+# --- dtypes ---------------------------------------------------------------------------------
+
+
+def dtype(name: Any) -> Any:
+    """Return the NumPy dtype called ``name``; "bfloat16" comes from the ml_dtypes package."""
+    if str(name) == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ValueError("bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
+        return numpy.dtype(ml_dtypes.bfloat16)
+    try:
+        return numpy.dtype(name)
+    except TypeError:
+        raise ValueError(f"unknown dtype {name!r}; choose one of {', '.join(FLOATS)}") from None
+
+
+def float_dtype(name: Any) -> Any:
+    """Return the floating dtype called ``name``; any other kind of dtype is a ValueError."""
+    found = dtype(name)
+    if found.name not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(FLOATS)}, not {name!r}")
+    return found
+
+
+def dtype_name(of: Any) -> str:
+    """Return a dtype's name, such as "float32", for a dtype of any array module."""
+    return getattr(of, "name", None) or str(of).rpartition(".")[2]
+
+
+def is_half(x: Any) -> bool:
+    """Whether ``x`` is stored in 16 bits: float16 or bfloat16."""
+    return x.dtype.itemsize == 2 if isinstance(x, numpy.ndarray) else _half_name(x)
+
+
+def _half_name(x: Any) -> bool:
+    return dtype_name(x.dtype) in ("float16", "bfloat16")
+
+
+def widen(x: Any) -> Any:
+    """Return ``x`` in float32 if it is stored in 16 bits, else ``x`` itself.
+
+    References compute in float32: a 16-bit product is slow on a CPU and imprecise anywhere.
+    """
+    return namespace(x).astype(x, numpy.float32) if is_half(x) else x
+
+
+def narrow(x: Any, to: Any) -> Any:
+    """Return ``x`` in dtype ``to``, without a copy if it has it already."""
+    return x if x.dtype == to else namespace(x).astype(x, to)
+
+
+# --- what the standard lacks -----------------------------------------------------------------
+
+
+def scatter_add(rows: int, index: Any, values: Any) -> Any:
+    """Return zeros of shape (rows, width) with ``values`` (n, width) added at ``index`` (n,).
+
+    Repeated indices add up, in a fixed order on the CPU.
+    """
+    xp = namespace(values)
+    if xp is numpy:
+        return _scatter_add_sorted(rows, index, values)
+    if kind(values) == "cuda":
+        cupyx = importlib.import_module("cupyx")
+        total = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
+        cupyx.scatter_add(total, index, values)
+        return total
+    places = xp.arange(rows, dtype=index.dtype)
+    onehot = xp.astype(places[:, None] == index[None, :], values.dtype)
+    return onehot @ values
+
+
+def add_at(target: Any, index: Any, values: Any) -> None:
+    """``target[index] += values`` where an index that comes twice adds twice."""
+    where = kind(target)
+    if where == "cpu":
+        numpy.add.at(target, index, values)
+    elif where == "cuda":
+        importlib.import_module("cupyx").scatter_add(target, index, values)
+    else:
+        target[index] = target[index] + values
+
+
+def append_rows(target: Any, rows: Any, starts: Any) -> None:
+    """``target[b, starts[b] : starts[b] + T] = rows[b]`` for each of the B rows (B, T, ...).
+
+    An int for ``starts`` (B,) is the same place in all rows.
+    """
+    batch, count = rows.shape[:2]
+    if isinstance(starts, int):
+        target[:, starts : starts + count, ...] = rows
+        return
+    if kind(target) == "cuda":
+        xp = namespace(target)
+        places = starts[:, None] + xp.arange(count)[None, :]
+        target[xp.arange(batch)[:, None], places] = rows
+        return
+    for row in range(batch):
+        start = int(starts[row])
+        target[row, start : start + count, ...] = rows[row, ...]
+
+
+def _scatter_add_sorted(rows: int, index: Any, values: Any) -> Any:
+    """Sum runs of equal indices: ``numpy.add.at`` over rows is several times slower."""
+    total = numpy.zeros((rows, values.shape[1]), dtype=values.dtype)
+    if index.size:
+        order = numpy.argsort(index, kind="stable")
+        found, starts = numpy.unique(index[order], return_index=True)
+        total[found] = numpy.add.reduceat(values[order], starts, axis=0)
+    return total
+
+
+# --- devices --------------------------------------------------------------------------------
+
+
+class Device:
+    """A place where arrays live, and the only allocator of them.
+
+    ``name`` is "cpu" or "cuda:0"; ``xp`` the array module; ``makers`` the package whose import
+    registers the operations' fast versions for it; ``note`` says why ``auto`` chose it.
+    """
+
+    makers: str = ""
+    note: str = ""
+
+    def __init__(self, name: str, xp: Any):
+        self.name, self.xp, self.kind = name, xp, name.partition(":")[0]
+
+    def __repr__(self) -> str:
+        return f"device({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.name == (other.name if isinstance(other, Device) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def empty(self, shape: Any, dtype: Any = "float32", order: str = "C") -> Any:
+        """Return an uninitialised array; ``order="F"`` stores a matrix column by column."""
+        return self.xp.empty(shape, dtype=globals()["dtype"](dtype), order=order)
+
+    def zeros(self, shape: Any, dtype: Any = "float32") -> Any:
+        """Return an array of zeros."""
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def asarray(self, values: Any, dtype: Any = None) -> Any:
+        """Return ``values`` (nested lists or an array of any device) as an array here."""
+        wanted = None if dtype is None else globals()["dtype"](dtype)
+        if kind(values) == "cuda" and self.kind == "cpu":
+            values = values.get()
+        return self.xp.asarray(values, dtype=wanted)
+
+    def compute_dtype(self, storage: Any) -> Any:
+        """Return the dtype of activations for weights stored in ``storage``: 32 bits at least."""
+        wanted = dtype(storage)
+        return numpy.dtype("float32") if wanted.itemsize == 2 else wanted
+
+    def weight_order(self, out: int, width: int, dtype: Any) -> str:
+        """Return how a weight (out, in) is best stored here: "C" row by row, "F" by columns."""
+        return "C"
+
+    def active(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which this is the current device."""
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    def memory(self) -> dict[str, int]:
+        """Return bytes: ``used`` now and ``peak`` so far."""
+        return {"used": _status("RssAnon"), "peak": _peak_resident()}
+
+
+class CudaDevice(Device):
+    """One NVIDIA GPU, through CuPy."""
+
+    makers = "tinytorch_gpu.cuda"
+
+    def __init__(self, index: int, cupy: Any):
+        super().__init__(f"cuda:{index}", cupy)
+        self.index = index
+
+    def active(self) -> contextlib.AbstractContextManager[Any]:
+        return self.xp.cuda.Device(self.index)
+
+    def empty(self, shape: Any, dtype: Any = "float32", order: str = "C") -> Any:
+        with self.active():
+            return super().empty(shape, dtype, order)
+
+    def asarray(self, values: Any, dtype: Any = None) -> Any:
+        with self.active():
+            return super().asarray(values, dtype)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.Device(self.index).synchronize()
+
+    def memory(self) -> dict[str, int]:
+        pool = self.xp.get_default_memory_pool()
+        # The pool keeps what it freed, so what it holds is the peak it needed.
+        return {"used": pool.used_bytes(), "peak": pool.total_bytes()}
+
+
+class CpuDevice(Device):
+    """The host, through NumPy."""
+
+    makers = "tinytorch_gpu.native"
+
+    def __init__(self, note: str = ""):
+        super().__init__("cpu", numpy)
+        self.note = note
+
+
+def device(spec: "str | Device" = "auto") -> Device:
+    """Return the device called ``spec``: "auto", "cpu", "cuda", "cuda:1" or "emulated".
+
+    "auto" is the first GPU if one can be used, else the CPU, whose ``note`` then says why.
+    "cuda" raises DeviceError with the fix if CuPy, the driver or NVRTC is missing.
+    """
+    if isinstance(spec, Device):
+        return spec
+    name, _, index = str(spec).partition(":")
+    if name == "cpu" and not index:
+        return CpuDevice()
+    if name == "cuda" and (index or "0").isdecimal():
+        return _cuda(int(index or 0))
+    if name == "auto" and not index:
+        try:
+            return _cuda(0)
+        except DeviceError as error:
+            return CpuDevice(str(error))
+    if name == "emulated" and not index:
+        raise DeviceError("the emulated device comes with the CUDA kernels; use 'cpu' until then")
+    raise ValueError(f"device must be auto, cpu, cuda, cuda:N or emulated, not {spec!r}")
+
+
+@functools.cache
+def _cuda(index: int) -> CudaDevice:
+    if importlib.util.find_spec("cupy") is None:
+        raise DeviceError(
+            "CuPy is not installed: pip install 'tinytorch-gpu[cuda12]' (or cuda13: your driver's)"
+        )
+    cupy = importlib.import_module("cupy")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(
+            f"no usable NVIDIA driver ({error}): install or update it, then run nvidia-smi"
+        ) from None
+    if index >= count:
+        raise DeviceError(f"cuda:{index} does not exist: this machine has {count} GPU(s)")
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # CuPy's own type for this is not public
+        raise DeviceError(
+            f"NVRTC is missing ({type(error).__name__}): pip install 'cupy-cuda13x[ctk]', "
+            "or install the CUDA toolkit of your driver's version"
+        ) from None
+    return CudaDevice(index, cupy)
+
+
+def device_of(x: Any) -> Device:
+    """Return the device that array ``x`` lives on."""
+    where = kind(x)
+    if where == "cpu":
+        return device("cpu")
+    if where == "cuda":
+        return _cuda(x.device.id)
+    return Device(where, namespace(x))
+
+
+_loaded: set[str] = set()
+
+
+def load_makers(where: str) -> None:
+    """Import the package that registers the fast operations for arrays of ``where``, once."""
+    if where in _loaded:
+        return
+    _loaded.add(where)
+    package = {"cpu": CpuDevice.makers, "cuda": CudaDevice.makers}.get(where)
+    if package:
+        importlib.import_module(package)
+
+
+def threads() -> int:
+    """Number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _status(field: str) -> int:
+    """Bytes of a field of the process status (0 where the system has none)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _peak_resident() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

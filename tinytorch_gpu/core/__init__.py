@@ -1,0 +1,1 @@
+"""The course's modules by the course's names, and the tensor below them."""

@@ -1,0 +1,160 @@
+"""Op: one operation with one meaning and several makers.
+
+The meaning is a reference in plain array code with its backward. A maker (a CUDA kernel, native CPU
+code) registers itself for the arrays of one device and keeps the same residuals, so that a test
+compares each half of one with the same half of the other.
+"""
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .. import nvtx
+from ..backend import is_array, kind, load_makers
+from .tensor import Node, Tensor, grad_enabled, operators, wrap
+
+OPS: dict[str, "Op"] = {}
+_reference_only = False
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A fast way to do an operation on one device, for the arguments that ``accepts`` takes."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None
+    accepts: Callable[..., bool] | None
+
+
+class Op:
+    """An operation on arrays, called with Tensors or arrays; returns Tensors.
+
+    ``reference(*arrays, **options)`` returns (result, residuals), or only the result when not
+    ``differentiable``; with ``outputs`` above 1 the result is a tuple. ``mutates`` names the
+    arguments that it writes in place.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        outputs: int = 1,
+        mutates: tuple[str, ...] = (),
+        differentiable: bool = True,
+    ):
+        self.name, self.__doc__ = reference.__name__, reference.__doc__
+        self.reference, self.outputs = reference, outputs
+        self.mutates, self.differentiable = mutates, differentiable
+        self.reference_backward: Callable[..., Any] | None = None
+        self.makers: dict[str, Maker] = {}
+        self._range = f"op.{self.name}"
+        parameters = inspect.signature(reference).parameters.values()
+        self._arrays = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self._options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        OPS[self.name] = operators[self.name] = self
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the gradient (a decorator): (residuals, *douts, **options) -> one gradient or
+        None per argument."""
+        self.reference_backward = function
+        return function
+
+    def maker(
+        self,
+        where: str,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any] | None = None,
+        accepts: Callable[..., bool] | None = None,
+    ) -> None:
+        """Register a fast version for the arrays of device kind ``where``."""
+        self.makers[where] = Maker(forward, backward, accepts)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if not self._options.issuperset(options):
+            args = self._positional(args, options)
+        arrays = [a.data if isinstance(a, Tensor) else a for a in args]
+        where = self._place(arrays)
+        maker = self._maker(where, arrays, options)
+        forward = self.reference if maker is None else maker.forward
+        if nvtx.on:
+            fell_back = maker is None and where == "cuda"
+            with nvtx.span(self._range + " (reference)" if fell_back else self._range):
+                made = forward(*arrays, **options)
+        else:
+            made = forward(*arrays, **options)
+        if not self.differentiable:
+            return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
+        result, residuals = made
+        tensors = [wrap(result)] if self.outputs == 1 else [wrap(r) for r in result]
+        if grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            self._record(maker, args, residuals, options, tensors)
+        return tensors[0] if self.outputs == 1 else tuple(tensors)
+
+    def _positional(self, args: Any, options: dict[str, Any]) -> Any:
+        """Take array arguments given by name out of ``options`` and into their places."""
+        named = {name: options.pop(name) for name in list(options) if name not in self._options}
+        unknown = [n for n in named if n not in self._arrays[len(args) :]]
+        if unknown:
+            raise TypeError(f"{self.name}() got an unexpected or repeated argument {unknown[0]!r}")
+        last = max(self._arrays.index(name) for name in named) + 1
+        return (*args, *(named.get(name) for name in self._arrays[len(args) : last]))
+
+    def _place(self, arrays: list[Any]) -> str:
+        """The device kind of the arrays; two kinds in one call are an error."""
+        where = None
+        for array in arrays:
+            if is_array(array):
+                found = kind(array)
+                if where is None:
+                    where = found
+                elif found != where:
+                    raise ValueError(
+                        f"{self.name} got arrays on {where} and on {found}: "
+                        "move them to one device with .to(...)"
+                    )
+        return where or "cpu"
+
+    def _maker(self, where: str, arrays: list[Any], options: dict[str, Any]) -> Maker | None:
+        load_makers(where)
+        maker = self.makers.get(where)
+        if maker is not None and not _reference_only:
+            if maker.accepts is None or maker.accepts(*arrays, **options):
+                return maker
+        if where == "cuda" and os.environ.get("TINYTORCH_STRICT") == "1":
+            raise RuntimeError(f"TINYTORCH_STRICT=1: {self.name} has no kernel for these arguments")
+        return None
+
+    def _record(
+        self, maker: Any, args: Any, residuals: Any, options: Any, tensors: list[Tensor]
+    ) -> None:
+        backward = self.reference_backward
+        if maker is not None and maker.backward is not None:
+            backward = maker.backward
+        parents = [a if isinstance(a, Tensor) and a.requires_grad else None for a in args]
+        node = Node(self.name, backward, parents, residuals, options)
+        for i, tensor in enumerate(tensors):
+            node.outputs.append((tensor.data.shape, tensor.data.dtype))
+            tensor.node, tensor.output, tensor.requires_grad = node, i, True
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: reference, {', '.join(self.makers) or 'no makers'}>"
+
+
+def op(reference: Any = None, **declared: Any) -> Any:
+    """Make an Op of a reference function: ``@op`` or ``@op(outputs=2, differentiable=False)``."""
+    if reference is None:
+        return lambda function: Op(function, **declared)
+    return Op(reference, **declared)
+
+
+@contextlib.contextmanager
+def reference_only() -> Iterator[None]:
+    """Use no maker inside: the plain meaning of every operation, for comparison."""
+    global _reference_only
+    before, _reference_only = _reference_only, True
+    try:
+        yield
+    finally:
+        _reference_only = before

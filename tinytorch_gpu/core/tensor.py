@@ -1,0 +1,466 @@
+"""Tensor: an array that remembers how it was made, with PyTorch's habits.
+
+The arithmetic is in ``ops/``; a Tensor's operators look their operation up by name, since a lower
+floor imports no higher one. Gradients follow the recorded operations backwards, newest first.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .. import nvtx
+from ..backend import Device, device, device_of, dtype_name, float_dtype, is_array, namespace
+from ..backend import dtype as dtype_called
+from ..backend import to_numpy as array_to_numpy
+
+# Filled by ops/: the operation of each operator and method below.
+operators: dict[str, Callable[..., Any]] = {}
+
+
+class _Mode(threading.local):
+    grad = True
+
+
+_mode = _Mode()
+
+
+def grad_enabled() -> bool:
+    """Whether operations of this thread are recorded for ``backward``."""
+    return _mode.grad
+
+
+class no_grad(contextlib.ContextDecorator):  # noqa: N801 - PyTorch's name
+    """Record nothing inside: as a context manager or a decorator."""
+
+    enabled = False
+
+    def __enter__(self) -> None:
+        self.before, _mode.grad = _mode.grad, self.enabled
+
+    def __exit__(self, *error: Any) -> None:
+        _mode.grad = self.before
+
+
+class enable_grad(no_grad):  # noqa: N801 - PyTorch's name
+    """Record again inside a ``no_grad`` block."""
+
+    enabled = True
+
+
+class Tensor:
+    """An n-dimensional array with a gradient.
+
+    ``data`` is a NumPy or CuPy array (kept, not copied), a Tensor, a number or nested lists, whose
+    floats become float32. ``.data`` is the raw array, ``.grad`` a Tensor or None.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "node", "output", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is the tensor's business
+
+    def __init__(
+        self,
+        data: Any,
+        requires_grad: bool = False,
+        dtype: Any = None,
+        device: "str | Device | None" = None,
+    ):
+        self.data = as_array(data, dtype, device)
+        self.grad: Tensor | None = None
+        self.node: Node | None = None
+        self.output = 0
+        self.requires_grad = False
+        if requires_grad:
+            self.requires_grad_()
+
+    # --- what it is ---
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def device(self) -> Device:
+        return device_of(self.data)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.data.size)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.node is None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a 0-dimensional Tensor has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        notes = f", device={self.device}" if self.device.name != "cpu" else ""
+        if self.requires_grad:
+            notes += ", requires_grad=True"
+        return f"{type(self).__name__}({array_to_numpy(self.data)}, dtype={dtype_name(self.dtype)}{notes})"
+
+    # --- out of the Tensor ---
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if dtype_name(self.dtype) == "bfloat16":
+            raise TypeError("bfloat16 has no DLPack exchange here: use .to('float32') first")
+        return self._plain().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    def numpy(self) -> Any:
+        """Return the values as a NumPy array (a copy when they live on a GPU)."""
+        return array_to_numpy(self._plain())
+
+    def item(self) -> Any:
+        """Return the only element as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a Tensor of one element, not of shape {self.shape}")
+        return array_to_numpy(self.data).reshape(()).item()
+
+    def tolist(self) -> Any:
+        return array_to_numpy(self.data).tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def _plain(self) -> Any:
+        if self.requires_grad:
+            raise RuntimeError("this Tensor needs gradients: use .detach() before .numpy()")
+        return self.data
+
+    # --- gradients ---
+    def requires_grad_(self, wanted: bool = True) -> "Tensor":
+        """Ask for a gradient (floating dtypes only) or no longer ask; return self."""
+        if wanted:
+            if not is_floating(self.data):
+                raise ValueError(f"only floating Tensors have gradients, not {self.dtype}")
+        elif self.node is not None:
+            raise ValueError("only a leaf can stop needing its gradient: use .detach()")
+        self.requires_grad = wanted
+        return self
+
+    def detach(self) -> "Tensor":
+        """Return a Tensor of the same array that no gradient flows through."""
+        return wrap(self.data)
+
+    def zero_grad(self) -> None:
+        self.grad = None
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add to ``.grad`` of every leaf this came from the gradient of this Tensor.
+
+        ``gradient`` (same shape) is needed unless this is a scalar. The recorded intermediate
+        results are freed on the way unless ``retain_graph``.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("this Tensor needs no gradient: nothing led to it from a parameter")
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(f"backward() of shape {self.shape} needs a gradient argument")
+            start = namespace(self.data).ones_like(self.data)
+        else:
+            start = as_array(gradient, self.dtype, self.device)
+            if tuple(start.shape) != self.shape:
+                raise ValueError(f"gradient has shape {start.shape}, the Tensor {self.shape}")
+        with no_grad():
+            _propagate(self, start, retain_graph)
+
+    # --- moving and casting ---
+    def to(self, target: Any) -> "Tensor":
+        """Return this on a device ("cuda", a Device) or in a floating dtype ("float16")."""
+        if isinstance(target, Device) or _names_device(target):
+            place = device(target)
+            if place == self.device:
+                return self
+            with nvtx.span("h2d" if place.kind == "cuda" else "d2h", "io", int(self.data.nbytes)):
+                moved = wrap(place.asarray(self.data))
+            moved.requires_grad = self.requires_grad
+            return moved
+        wanted = float_dtype(target)
+        return self if wanted == self.dtype else operators["cast"](self, dtype=wanted)
+
+    def cpu(self) -> "Tensor":
+        return self.to("cpu")
+
+    def cuda(self, index: int = 0) -> "Tensor":
+        return self.to(f"cuda:{index}")
+
+    # --- operators ---
+    def __add__(self, other: Any) -> "Tensor":
+        return operators["add"](self, other)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return operators["subtract"](self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return operators["subtract"](other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return operators["multiply"](self, other)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return operators["divide"](self, other)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return operators["divide"](other, self)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return operators["power"](self, exponent=exponent)
+
+    def __neg__(self) -> "Tensor":
+        return operators["negative"](self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return operators["matmul"](self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return operators["matmul"](other, self)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return operators["getitem"](self, index=_raw_index(index))
+
+    def _compare(self, other: Any, name: str) -> "Tensor":
+        raw = other.data if isinstance(other, Tensor) else other
+        return wrap(getattr(self.data, name)(raw))
+
+    def __eq__(self, other: object) -> "Tensor":  # type: ignore[override]
+        return self._compare(other, "__eq__")
+
+    def __ne__(self, other: object) -> "Tensor":  # type: ignore[override]
+        return self._compare(other, "__ne__")
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return self._compare(other, "__lt__")
+
+    def __le__(self, other: Any) -> "Tensor":
+        return self._compare(other, "__le__")
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return self._compare(other, "__gt__")
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return self._compare(other, "__ge__")
+
+    __hash__ = object.__hash__  # identity, as in PyTorch: tensors are dictionary keys
+
+    # --- methods ---
+    def exp(self) -> "Tensor":
+        return operators["exp"](self)
+
+    def log(self) -> "Tensor":
+        return operators["log"](self)
+
+    def sqrt(self) -> "Tensor":
+        return operators["sqrt"](self)
+
+    def tanh(self) -> "Tensor":
+        return operators["tanh"](self)
+
+    def sigmoid(self) -> "Tensor":
+        return operators["sigmoid"](self)
+
+    def abs(self) -> "Tensor":
+        return operators["absolute"](self)
+
+    def relu(self) -> "Tensor":
+        return operators["relu"](self)
+
+    def softmax(self, axis: int = -1) -> "Tensor":
+        return operators["softmax"](self, axis=axis)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return operators["sum"](self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return operators["mean"](self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return operators["max"](self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return -operators["max"](-self, axis=axis, keepdims=keepdims)
+
+    def var(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        """The biased variance (divided by n), as layer norm uses it."""
+        centred = self - self.mean(axis, keepdims=True)
+        return (centred * centred).mean(axis, keepdims)
+
+    def argmax(self, axis: int = -1) -> "Tensor":
+        return wrap(namespace(self.data).argmax(self.data, axis=axis))
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        return operators["reshape"](self, shape=tuple(wanted))
+
+    view = reshape
+
+    def transpose(self, first: int = -2, second: int = -1) -> "Tensor":
+        """Swap two axes."""
+        axes = list(range(self.ndim))
+        axes[first], axes[second] = axes[second], axes[first]
+        return self.permute(*axes)
+
+    def permute(self, *axes: Any) -> "Tensor":
+        wanted = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+        return operators["permute"](self, axes=tuple(wanted))
+
+    @property
+    def T(self) -> "Tensor":  # noqa: N802 - everybody's name
+        return self.permute(*reversed(range(self.ndim)))
+
+
+class Parameter(Tensor):
+    """A Tensor that training changes."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True, **where: Any):
+        super().__init__(data, requires_grad=requires_grad, **where)
+
+
+class Node:
+    """One recorded operation: how to send gradients from its outputs to its parents."""
+
+    __slots__ = ("backward", "name", "options", "outputs", "parents", "residuals", "time")
+    _count = 0
+
+    def __init__(self, name: str, backward: Any, parents: Any, residuals: Any, options: Any):
+        self.name, self.backward, self.parents = name, backward, parents
+        self.residuals, self.options = residuals, options
+        self.outputs: list[tuple[tuple[int, ...], Any]] = []
+        Node._count += 1
+        self.time = Node._count
+
+
+def wrap(array: Any) -> Tensor:
+    """Return a Tensor of ``array`` without looking at it: the cheap way out of an operation."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.data = array
+    tensor.grad = tensor.node = None
+    tensor.output = 0
+    tensor.requires_grad = False
+    return tensor
+
+
+def as_array(data: Any, dtype: Any = None, place: "str | Device | None" = None) -> Any:
+    """Return ``data`` (Tensor, array, number, nested lists) as a raw array on ``place``."""
+    array = data.data if isinstance(data, Tensor) else data
+    if not is_array(array):
+        array = _from_python(array)
+        array = device("cpu" if place is None else place).asarray(array)
+    elif place is not None and device(place) != device_of(array):
+        array = device(place).asarray(array)
+    if dtype is not None and dtype_name(array.dtype) != dtype_name(dtype):
+        array = namespace(array).astype(array, dtype_called(dtype))
+    return array
+
+
+def _from_python(data: Any) -> Any:
+    if hasattr(data, "__dlpack__"):
+        return device("cpu").xp.from_dlpack(data)
+    numpy = device("cpu").xp
+    if isinstance(data, list | tuple) and any(isinstance(item, Tensor) for item in data):
+        data = [item.numpy() if isinstance(item, Tensor) else item for item in data]
+    array = numpy.asarray(data)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"a Tensor holds numbers, not {type(data).__name__} of {array.dtype}")
+    return array.astype(numpy.float32) if array.dtype == numpy.float64 else array
+
+
+def is_floating(array: Any) -> bool:
+    """Whether an array holds floating-point numbers."""
+    return "float" in dtype_name(array.dtype)
+
+
+def _names_device(target: Any) -> bool:
+    return isinstance(target, str) and target.partition(":")[0] in (
+        "auto",
+        "cpu",
+        "cuda",
+        "emulated",
+    )
+
+
+def _raw_index(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(i.data if isinstance(i, Tensor) else i for i in index)
+    return index.data if isinstance(index, Tensor) else index
+
+
+def _history(tensor: Tensor) -> list[Node]:
+    """Every node ``tensor`` came from, newest first: an order that is always safe."""
+    if tensor.node is None:
+        return []
+    seen, stack = {tensor.node}, [tensor.node]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent is not None and parent.node is not None and parent.node not in seen:
+                seen.add(parent.node)
+                stack.append(parent.node)
+    return sorted(seen, key=lambda node: -node.time)
+
+
+def _propagate(tensor: Tensor, start: Any, retain_graph: bool) -> None:
+    pending: dict[Node, dict[int, Any]] = {}
+    _deliver(tensor, start, pending)
+    for node in _history(tensor):
+        found = pending.pop(node, None)
+        if found is None:
+            continue
+        for parent, gradient in zip(node.parents, _gradients(node, found), strict=False):
+            if parent is not None and gradient is not None and parent.requires_grad:
+                _deliver(parent, gradient, pending)
+        if not retain_graph:
+            node.residuals = None
+
+
+def _gradients(node: Node, found: dict[int, Any]) -> Any:
+    """The gradients of a node's parents from those of its outputs; an unused output counts 0."""
+    if node.residuals is None:
+        raise RuntimeError(
+            f"the results saved for {node.name} are gone after the first backward(): "
+            "pass retain_graph=True to it to go back twice"
+        )
+    some = next(iter(found.values()))
+    xp = namespace(some)
+    douts = [
+        found[i] if i in found else xp.zeros(shape, dtype=dtype)
+        for i, (shape, dtype) in enumerate(node.outputs)
+    ]
+    if not nvtx.on:
+        return node.backward(node.residuals, *douts, **node.options)
+    with nvtx.span(f"op.{node.name}.backward"):
+        return node.backward(node.residuals, *douts, **node.options)
+
+
+def _deliver(tensor: Tensor, gradient: Any, pending: dict[Node, dict[int, Any]]) -> None:
+    if tensor.node is None:
+        tensor.grad = wrap(gradient if tensor.grad is None else tensor.grad.data + gradient)
+        return
+    of_node = pending.setdefault(tensor.node, {})
+    before = of_node.get(tensor.output)
+    of_node[tensor.output] = gradient if before is None else before + gradient

@@ -1,0 +1,210 @@
+"""The keys and values of the tokens so far, for all layers and rows of a batch.
+
+Room for every token is allocated once (untouched memory costs nothing until written). Lengths are
+kept twice: on the host for bounds and slices, on the device for kernels.
+"""
+
+from typing import Any
+
+import numpy
+
+from .. import ops
+from ..backend import Device, assign, device
+from ..core.attention import Positions
+from ..core.tensor import Tensor, as_array, wrap
+
+
+class Cache:
+    """Keys and values (batch, capacity, kv heads, head dim) of each layer, rows of any lengths.
+
+    A forward pass calls ``begin`` once, ``append`` per layer and ``advance`` at the end; if it
+    fails in between, nothing has been counted.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int,
+        place: "str | Device" = "cpu", dtype: Any = "float32",
+    ):  # fmt: skip
+        for name, value in (("batch", batch), ("capacity", capacity)):
+            if value < 1:
+                raise ValueError(f"cache {name} must be at least 1, not {value}")
+        self.device, self.capacity, self.batch = device(place), capacity, batch
+        shape = (batch, capacity, kv_heads, head_dim)
+        self.keys = [self.device.empty(shape, dtype) for _ in range(layers)]
+        self.values = [self.device.empty(shape, dtype) for _ in range(layers)]
+        self.lengths = numpy.zeros(batch, dtype=numpy.int64)
+        self._on_device: Any = None
+        self._clear_plan()
+
+    @classmethod
+    def for_model(cls, model: Any, batch: int = 1, capacity: int | None = None) -> "Cache":
+        """An empty cache for ``model``, by default for as many tokens as it can look back on."""
+        config = model.config
+        room = config.max_seq_length if capacity is None else min(capacity, config.max_seq_length)
+        return cls(
+            config.num_layers, batch, room, config.kv_heads, config.head_size, model.device,
+            model.device.compute_dtype(model.dtype),
+        )  # fmt: skip
+
+    def _clear_plan(self) -> None:
+        """Forget the pass under way."""
+        self._count = self._new = self._starts = self._ends = None
+        self._stop = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, used or not."""
+        return sum(int(array.nbytes) for array in (*self.keys, *self.values))
+
+    # --- one forward pass ---
+    def begin(self, batch: int, count: int, counts: Any = None) -> Positions:
+        """Plan to append ``count`` tokens to each row, of which only ``counts[b]`` are real.
+
+        A ValueError if they do not fit. Returns where they stand.
+        """
+        if batch != self.batch:
+            raise ValueError(f"the cache is for a batch of {self.batch}, not {batch}")
+        latest = int(self.lengths.max())
+        if latest + count > self.capacity:
+            raise ValueError(
+                f"{count} more tokens do not fit: the cache holds {latest} of {self.capacity}"
+            )
+        self._count = count
+        self._new = numpy.full(batch, count) if counts is None else numpy.asarray(counts)
+        uniform = counts is None and bool((self.lengths == latest).all())
+        self._stop = int((self.lengths + self._new).max())
+        if uniform:
+            self._starts = self._ends = None
+            return Positions(latest, count)
+        if self._on_device is None:
+            self._on_device = self.device.asarray(self.lengths)
+        added = count if counts is None else self.device.asarray(self._new)
+        self._starts, self._ends = self._on_device, self._on_device + added
+        return Positions(0, count, self._starts, latest)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any, Any, Any]:
+        """Add the new keys and values (B, T, K, D) of one layer.
+
+        Returns all keys and values so far as Tensors (B, S, K, D), and, where rows differ, their
+        lengths after and before (B,) on the device, else None for both.
+        """
+        starts = int(self.lengths[0]) if self._starts is None else self._starts
+        ops.append_rows(self.keys[layer], keys, starts)
+        ops.append_rows(self.values[layer], values, starts)
+        stop = self._stop
+        keys, values = wrap(self.keys[layer][:, :stop]), wrap(self.values[layer][:, :stop])
+        return keys, values, self._ends, self._starts
+
+    def advance(self) -> None:
+        """Count the planned tokens, now that every layer has them."""
+        self.lengths = self.lengths + self._new
+        self._on_device = self._ends
+        self._clear_plan()
+
+    # --- between passes ---
+    def rollback(self, count: int, row: int | None = None) -> None:
+        """Forget the last ``count`` tokens of one row, or of all."""
+        rows = slice(None) if row is None else slice(row, row + 1)
+        if count < 0 or (self.lengths[rows] < count).any():
+            raise ValueError(f"cannot roll back {count} of {self.lengths[rows].tolist()} tokens")
+        self._set_lengths(rows, self.lengths[rows] - count)
+
+    def reset(self, row: int | None = None) -> None:
+        """Forget all tokens of one row, or of all rows."""
+        self._set_lengths(slice(None) if row is None else slice(row, row + 1), 0)
+
+    def _set_lengths(self, rows: slice, lengths: Any) -> None:
+        self.lengths = self.lengths.copy()
+        self.lengths[rows] = lengths
+        self._on_device = None
+        self._clear_plan()
+
+    def save(self) -> dict[str, Any]:
+        """Return a copy of what is held, for ``restore``."""
+        stop = int(self.lengths.max())
+        return {
+            "lengths": self.lengths.copy(),
+            "keys": [array[:, :stop].copy() for array in self.keys],
+            "values": [array[:, :stop].copy() for array in self.values],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Hold again what ``save`` returned; a cache of another shape is a ValueError."""
+        stop = int(saved["lengths"].max())
+        if len(saved["keys"]) != len(self.keys) or stop > self.capacity:
+            raise ValueError(
+                f"{len(saved['keys'])} layers of {stop} tokens do not fit a cache of "
+                f"{len(self.keys)} layers and {self.capacity} tokens"
+            )
+        for own, kept in zip((*self.keys, *self.values), (*saved["keys"], *saved["values"]),
+                             strict=True):  # fmt: skip
+            assign(own[:, :stop], kept)
+        self._set_lengths(slice(None), saved["lengths"])
+
+
+class KVCache:
+    """The course's cache of one attention layer, row by row: arrays are (H, t, D)."""
+
+    def __init__(
+        self, max_batch_size: int, max_seq_length: int, num_heads: int, head_dim: int,
+        *, place: "str | Device" = "cpu",
+    ):  # fmt: skip
+        self.max_batch_size, self.max_seq_length = max_batch_size, max_seq_length
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self._cache = Cache(1, max_batch_size, max_seq_length, num_heads, head_dim, place)
+
+    @property
+    def cache_lengths(self) -> Any:
+        """Tokens held of each row, on the host."""
+        return self._cache.lengths
+
+    def update(self, batch_idx: int, new_keys: Any, new_values: Any) -> tuple[Tensor, Tensor]:
+        """Append (H, t, D) keys and values to a row; return all of its so far, (H, length, D).
+
+        An overflow, a wrong shape or row is a ValueError.
+        """
+        self._check_row(batch_idx)
+        keys, values = (as_array(x, place=self._cache.device) for x in (new_keys, new_values))
+        heads, count, width = keys.shape if len(keys.shape) == 3 else (0, 0, 0)
+        if (heads, width) != (self.num_heads, self.head_dim) or keys.shape != values.shape:
+            raise ValueError(
+                f"keys {keys.shape} and values {values.shape} must both be "
+                f"({self.num_heads}, t, {self.head_dim})"
+            )
+        start = int(self.cache_lengths[batch_idx])
+        end = start + count
+        if end > self.max_seq_length:
+            raise ValueError(
+                f"row {batch_idx} holds {start} tokens: {count} more exceed max_seq_length "
+                f"({self.max_seq_length})"
+            )
+        found = []
+        for store, new in ((self._cache.keys[0], keys), (self._cache.values[0], values)):
+            store[batch_idx, start:end] = new.transpose(1, 0, 2)
+            found.append(Tensor(store[batch_idx, :end].transpose(1, 0, 2)))
+        self._cache._set_lengths(slice(batch_idx, batch_idx + 1), end)
+        return found[0], found[1]
+
+    def reset(self, batch_idx: int | None = None) -> None:
+        """Forget one row, or all."""
+        if batch_idx is not None:
+            self._check_row(batch_idx)
+        self._cache.reset(batch_idx)
+
+    def _check_row(self, batch_idx: int) -> None:
+        if not 0 <= batch_idx < self.max_batch_size:
+            raise ValueError(f"batch_idx {batch_idx} is outside 0..{self.max_batch_size - 1}")
+
+    def get_memory_usage(self) -> dict[str, Any]:
+        """Size in MB and the share in use."""
+        total = self._cache.nbytes / 2**20
+        room = self.max_batch_size * self.max_seq_length
+        return {
+            "total_cache_memory_mb": total,
+            "memory_per_sequence_mb": total / self.max_batch_size,
+            "max_batch_size": self.max_batch_size,
+            "max_seq_length": self.max_seq_length,
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "cache_utilization": float(self.cache_lengths.sum()) / room,
+        }

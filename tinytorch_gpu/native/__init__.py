@@ -1,0 +1,1 @@
+"""The CPU's fast makers: importing this package registers them for NumPy arrays."""

@@ -1,0 +1,30 @@
+"""The operations: one file per family, each with its reference forward and backward.
+
+Plain array code in the array API standard's spelling, so the same lines run on NumPy, CuPy and
+array-api-strict. Fast versions for one device live in ``native/`` and ``cuda/``.
+"""
+
+from .activation import geglu, gelu, gelu_tanh, relu, silu, swiglu
+from .attention import append_rows, attention, attention_with_weights
+from .dropout import dropout
+from .elementwise import (
+    absolute, add, cast, concat, divide, exp, log, multiply, negative, power, sigmoid, sqrt,
+    subtract, tanh, where,
+)  # fmt: skip
+from .embedding import embedding
+from .linear import linear, matmul
+from .loss import cross_entropy
+from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .reduction import max, mean, softmax, sum
+from .rotary import rotary
+from .sampling import argmax, mark_seen, penalize, sample
+from .shape import getitem, permute, reshape, split_heads
+
+__all__ = [
+    "absolute", "add", "add_layer_norm", "add_rms_norm", "append_rows", "argmax", "attention",
+    "attention_with_weights", "cast", "concat", "cross_entropy", "divide", "dropout", "embedding",
+    "exp", "geglu", "gelu", "gelu_tanh", "getitem", "layer_norm", "linear", "log", "mark_seen", "matmul", "max",
+    "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
+    "rotary", "sample", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",
+    "where",
+]  # fmt: skip

@@ -1,0 +1,175 @@
+"""Scaled dot-product attention, and the append to its cache.
+
+The reference builds the (B, H, T, S) score matrix; the kernels never do (FlashAttention, Dao et al.
+2022) and go back from the log-sum-exp of each row, so that is what is saved.
+"""
+
+from typing import Any
+
+from .. import backend
+from ..backend import namespace, narrow, widen
+from ..core.op import op
+from .dropout import keep
+from .elementwise import unbroadcast
+
+
+@op
+def attention(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
+    starts: Any = None, state: Any = None, *, causal: bool = False, scale: float | None = None,
+    window: int | None = None, dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    """Average the values by how well their keys match each query: gives (B, T, H, D).
+
+    ``q`` is (B, T, H, D), ``k`` and ``v`` (B, S, K, D) with H a multiple of K: consecutive query
+    heads share a key head. ``mask`` (T, S), (B, T, S) or (B, H, T, S): nonzero may look.
+    ``bias`` broadcasts to (B, H, T, S) and is added to the scores. Only the first ``lengths[b]``
+    keys of row b count. Query i stands at ``starts[b] + i``, by default so that the last query is
+    at the last key; ``causal`` hides later keys and ``window`` keys that far back and further.
+    ``state`` [seed, offset] draws the ``dropout``. A query that sees no key gives zeros.
+    """
+    out, _, residuals = _attend(
+        (q, k, v, mask, bias, lengths, starts, state), causal, scale, window, dropout
+    )
+    return out, residuals
+
+
+@attention.backward
+def _(residuals: Any, dout: Any, **options: Any) -> Any:
+    return _attend_backward(residuals, dout, None, **options)
+
+
+@op(outputs=2)
+def attention_with_weights(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
+    starts: Any = None, state: Any = None, *, causal: bool = False, scale: float | None = None,
+    window: int | None = None, dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    """As ``attention``, and also the weights (B, H, T, S) before dropout."""
+    out, weights, residuals = _attend(
+        (q, k, v, mask, bias, lengths, starts, state), causal, scale, window, dropout
+    )
+    return (out, narrow(weights, q.dtype)), residuals
+
+
+@attention_with_weights.backward
+def _(residuals: Any, dout: Any, dweights: Any, **options: Any) -> Any:
+    return _attend_backward(residuals, dout, dweights, **options)
+
+
+@op(mutates=("cache",), differentiable=False)
+def append_rows(cache: Any, rows: Any, starts: Any) -> Any:
+    """Write ``rows`` (B, T, K, D) into ``cache`` (B, S, K, D) from ``starts`` (B,), or one int for
+    all rows, on, in place."""
+    backend.append_rows(cache, rows, starts)
+    return cache
+
+
+def _scale(q: Any, scale: float | None) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _by_key_head(x: Any, kv_heads: int) -> Any:
+    """(B, T, H, D) -> (B, K, G T, D): the query heads of one key head stacked, no keys repeated."""
+    xp = namespace(x)
+    batch, length, heads, width = x.shape
+    moved = xp.permute_dims(x, (0, 2, 1, 3))
+    return xp.reshape(moved, (batch, kv_heads, heads // kv_heads * length, width))
+
+
+def _by_token(x: Any, heads: int, length: int) -> Any:
+    """(B, K, G T, D) -> (B, T, H, D)."""
+    xp = namespace(x)
+    apart = xp.reshape(x, (x.shape[0], heads, length, x.shape[-1]))
+    return xp.permute_dims(apart, (0, 2, 1, 3))
+
+
+def _visible(q: Any, k: Any, mask: Any, lengths: Any, starts: Any, causal: bool, window: Any) -> Any:
+    """Which keys each query may look at, broadcastable to (B, H, T, S); None for all."""
+    xp, (rows, keys) = namespace(q), (q.shape[1], k.shape[1])
+    seen = None
+    place = xp.arange(keys)[None, None, None, :]
+    if lengths is not None:
+        seen = place < xp.reshape(lengths, (-1, 1, 1, 1))
+    if causal or window is not None:
+        if starts is None:
+            starts = xp.asarray([keys - rows]) if lengths is None else lengths - rows
+        query = xp.reshape(starts, (-1, 1, 1, 1)) + xp.arange(rows)[None, None, :, None]
+        if causal:
+            seen = place <= query if seen is None else seen & (place <= query)
+        if window is not None:
+            near = query - place < window
+            seen = near if seen is None else seen & near
+    if mask is not None:
+        allowed = mask != 0
+        if len(allowed.shape) < 4:
+            extra = (1, 1) if len(allowed.shape) == 2 else (allowed.shape[0], 1)
+            allowed = xp.reshape(allowed, (*extra, *allowed.shape[-2:]))
+        seen = allowed if seen is None else seen & allowed
+    return seen
+
+
+def _scores(inputs: Any, causal: bool, scale: Any, window: Any) -> Any:
+    q, k, _, mask, bias, lengths, starts, _ = inputs
+    xp, (batch, rows, heads, _) = namespace(q), q.shape
+    kv_heads = k.shape[2]
+    products = _by_key_head(widen(q), kv_heads) @ xp.permute_dims(widen(k), (0, 2, 3, 1))
+    scores = xp.reshape(products, (batch, heads, rows, k.shape[1])) * _scale(q, scale)
+    if bias is not None:
+        scores = scores + widen(bias)
+    seen = _visible(q, k, mask, lengths, starts, causal, window)
+    if seen is None:
+        return scores
+    return xp.where(seen, scores, xp.asarray(-float("inf"), dtype=scores.dtype))
+
+
+def _attend(inputs: Any, causal: bool, scale: Any, window: Any, dropout: float) -> Any:
+    q, k, v, *_, state = inputs
+    xp, (batch, rows, heads, _) = namespace(q), q.shape
+    scores = _scores(inputs, causal, scale, window)
+    top = xp.max(scores, axis=-1, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, xp.zeros_like(top))
+    powers = xp.exp(scores - top)
+    total = xp.sum(powers, axis=-1, keepdims=True)
+    some = total > 0
+    total = xp.where(some, total, xp.ones_like(total))
+    weights = powers / total
+    # A row that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there.
+    lse = xp.where(some, top + xp.log(total), xp.full_like(top, float("inf")))
+    kept = weights * keep(state, weights.shape, dropout, weights.dtype) if dropout else weights
+    stacked = xp.reshape(kept, (batch, k.shape[2], -1, k.shape[1]))
+    mixed = stacked @ xp.permute_dims(widen(v), (0, 2, 1, 3))
+    out = narrow(_by_token(mixed, heads, rows), q.dtype)
+    return out, weights, (inputs, out, lse)
+
+
+def _attend_backward(
+    residuals: Any, dout: Any, dweights: Any, *, causal: bool = False, scale: float | None = None,
+    window: int | None = None, dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    inputs, _, lse = residuals
+    q, k, v, _, bias, _, _, state = inputs
+    xp, (batch, rows, heads, _) = namespace(q), q.shape
+    kv_heads, keys = k.shape[2], k.shape[1]
+    weights = xp.exp(_scores(inputs, causal, scale, window) - lse)
+    stacked = (batch, kv_heads, -1, keys)
+    dy = _by_key_head(widen(dout), kv_heads)
+    dkept = xp.reshape(dy @ xp.permute_dims(widen(v), (0, 2, 3, 1)), weights.shape)
+    kept = weights
+    if dropout:
+        factor = keep(state, weights.shape, dropout, weights.dtype)
+        kept, dkept = weights * factor, dkept * factor
+    if dweights is not None:
+        dkept = dkept + widen(dweights)
+    dscores = weights * (dkept - xp.sum(dkept * weights, axis=-1, keepdims=True))
+    dbias = None if bias is None else narrow(unbroadcast(dscores, bias.shape), bias.dtype)
+    scaled = xp.reshape(dscores * _scale(q, scale), stacked)
+    dq = _by_token(scaled @ xp.permute_dims(widen(k), (0, 2, 1, 3)), heads, rows)
+    back = xp.permute_dims(scaled, (0, 1, 3, 2)) @ _by_key_head(widen(q), kv_heads)
+    dv = xp.permute_dims(xp.reshape(kept, stacked), (0, 1, 3, 2)) @ dy
+    dk, dv = (xp.permute_dims(x, (0, 2, 1, 3)) for x in (back, dv))
+    return (
+        narrow(dq, q.dtype), narrow(dk, k.dtype), narrow(dv, v.dtype),
+        None, dbias, None, None, None,
+    )  # fmt: skip
+

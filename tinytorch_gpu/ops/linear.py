@@ -1,0 +1,71 @@
+"""Matrix products: the linear map of a layer, and ``@``."""
+
+from typing import Any
+
+from ..backend import namespace, narrow, widen
+from ..core.op import op
+from .elementwise import unbroadcast
+
+
+@op
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """``x @ weight.T + bias``: (..., in) with weight (out, in) and bias (out,) gives (..., out).
+
+    The weight may lie in memory either way round and may be stored in 16 bits under a wider ``x``;
+    the product is accumulated in float32 or wider and has the dtype of ``x``.
+    """
+    out = namespace(x).matmul(widen(x), widen(weight).T)
+    if bias is not None:
+        out = out + widen(bias)
+    return narrow(out, x.dtype), (x, weight, None if bias is None else bias.dtype)
+
+
+@linear.backward
+def _(residuals: Any, dout: Any) -> Any:
+    x, weight, bias_dtype = residuals
+    xp = namespace(x)
+    dy = widen(dout)
+    dx = xp.matmul(dy, widen(weight))
+    rows = xp.reshape(dy, (-1, dy.shape[-1]))
+    dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))
+    dbias = None if bias_dtype is None else narrow(xp.sum(rows, axis=0), bias_dtype)
+    return narrow(dx, x.dtype), narrow(dweight, weight.dtype), dbias
+
+
+@op
+def matmul(a: Any, b: Any) -> Any:
+    """``a @ b`` with NumPy's rules for vectors and stacks of matrices."""
+    return narrow(namespace(a).matmul(widen(a), widen(b)), a.dtype), (a, b)
+
+
+@matmul.backward
+def _(residuals: Any, dout: Any) -> Any:
+    a, b = residuals
+    xp = namespace(a)
+    # A vector is a matrix of one row (left) or one column (right) whose axis is dropped again.
+    left = xp.reshape(a, (1, -1)) if len(a.shape) == 1 else a
+    right = xp.reshape(b, (-1, 1)) if len(b.shape) == 1 else b
+    dy = dout
+    if len(a.shape) == 1:
+        dy = xp.expand_dims(dy, axis=len(dy.shape) - (0 if len(b.shape) == 1 else 1))
+    if len(b.shape) == 1:
+        dy = xp.expand_dims(dy, axis=len(dy.shape))
+    da = xp.matmul(widen(dy), widen(_swap(right)))
+    db = xp.matmul(widen(_swap(left)), widen(dy))
+    return _fit(da, a), _fit(db, b)
+
+
+def _swap(x: Any) -> Any:
+    axes = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)
+    return namespace(x).permute_dims(x, axes)
+
+
+def _fit(gradient: Any, like: Any) -> Any:
+    """Sum over broadcast stacks and drop the axis that a vector had been given."""
+    xp = namespace(gradient)
+    if len(like.shape) == 1:
+        count = like.shape[0]
+        row = gradient.shape[-1] == count and gradient.shape[-2] == 1
+        flat = xp.reshape(gradient, (-1, count) if row else (-1, count, 1))
+        gradient = xp.reshape(xp.sum(flat, axis=0), (count,))
+    return narrow(unbroadcast(gradient, tuple(like.shape)), like.dtype)
