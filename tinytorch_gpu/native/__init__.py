@@ -1,1 +1,9 @@
-"""The CPU's fast makers: importing this package registers them for NumPy arrays."""
+"""The CPU's fast makers: importing this package registers them for NumPy arrays.
+
+Where the references make a temporary for every step, these write into buffers, work in blocks that
+stay in cache, and choose the product that suits the layout.
+"""
+
+from . import activation, attention, embedding, linear, norm, rotary, sampling
+
+__all__ = ["activation", "attention", "embedding", "linear", "norm", "rotary", "sampling"]

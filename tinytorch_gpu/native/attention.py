@@ -1,0 +1,98 @@
+"""Attention in blocks of queries: the score matrix exists one block at a time.
+
+Each row of the batch is its own problem, with its own length, so a batch of different lengths does
+no work for the padding; keys later than a block's last query are never looked at.
+"""
+
+from typing import Any
+
+import numpy
+
+from ..ops import attention
+from .buffers import plain
+
+# Queries per block: enough rows for the matrix product, scores that stay in cache.
+QUERIES = 128
+
+
+def _accepts(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
+    starts: Any = None, state: Any = None, *, dropout: float = 0.0, **options: Any,
+) -> bool:  # fmt: skip
+    return plain(q, k, v) and mask is None and bias is None and not dropout
+
+
+def _forward(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
+    starts: Any = None, state: Any = None, *, causal: bool = False, scale: float | None = None,
+    window: int | None = None, dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    batch, rows, heads, width = q.shape
+    keys, kv_heads = k.shape[1], k.shape[2]
+    out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
+    lse = numpy.empty((batch, heads, rows, 1), q.dtype)
+    grouped = (batch, rows, kv_heads, heads // kv_heads)
+    # (B, K, G, T, D): the query heads of one key head beside each other.
+    queries = (q * (width**-0.5 if scale is None else scale)).reshape(*grouped, width)
+    queries = queries.transpose(0, 2, 3, 1, 4)
+    mixed = out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
+    sums = lse.reshape(batch, kv_heads, heads // kv_heads, rows, 1)
+    transposed, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    for row in range(batch):
+        length = keys if lengths is None else int(lengths[row])
+        start = length - rows if starts is None else int(starts[row])
+        for first in range(0, rows, QUERIES):
+            part = slice(first, min(first + QUERIES, rows))
+            low, high = _span(start + first, start + part.stop, length, causal, window)
+            seen = None
+            if (causal and start + first + 1 < high) or window is not None:
+                seen = _visible(start + first, part, low, high, causal, window)
+            _block(
+                queries[row, :, :, part], transposed[row, :, None, :, low:high],
+                values[row, :, None, low:high], seen, mixed[row, :, :, part], sums[row, :, :, part],
+            )  # fmt: skip
+    return out, ((q, k, v, mask, bias, lengths, starts, state), out, lse)
+
+
+def _span(first: int, stop: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:
+    """The keys that some query from position ``first`` to before ``stop`` may look at."""
+    high = max(0, min(length, stop) if causal else length)
+    low = 0 if window is None else max(0, first - window + 1)
+    return min(low, high), high
+
+
+def _visible(
+    position: int, part: slice, low: int, high: int, causal: bool, window: int | None
+) -> Any:
+    """Which keys low..high each query of the block may look at, (T, S) boolean."""
+    query = numpy.arange(position, position + part.stop - part.start)[:, None]
+    key = numpy.arange(low, high)[None, :]
+    seen = key <= query if causal else numpy.ones((len(query), high - low), bool)
+    return seen if window is None else seen & (query - key < window)
+
+
+def _block(q: Any, k: Any, v: Any, seen: Any, out: Any, lse: Any) -> None:
+    """out = softmax(q k) v for one block: (K, G, T, D), (K, 1, D, S), (K, 1, S, D)."""
+    if k.shape[-1] == 0:
+        out[...], lse[...] = 0, numpy.inf
+        return
+    scores = numpy.matmul(q, k)
+    if seen is not None:
+        scores[..., ~seen] = -numpy.inf
+    top = scores.max(axis=-1, keepdims=True)
+    if seen is not None:
+        top[~numpy.isfinite(top)] = 0
+    scores -= top
+    numpy.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    lse[...] = top
+    if seen is not None:
+        blind = total == 0
+        total[blind] = 1
+        lse[blind] = numpy.inf
+    # The small result is divided, not the big weights.
+    numpy.divide(numpy.matmul(scores, v), total, out=out)
+    lse += numpy.log(total)
+
+
+attention.maker("cpu", _forward, accepts=_accepts)

@@ -1,0 +1,30 @@
+"""What the makers share: which arrays they take, and blocks of rows that stay in cache."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+# Rows are worked on in blocks of about this many float32 values: 256 KB stays in a core's cache.
+BLOCK = 1 << 16
+
+
+def plain(*arrays: Any) -> bool:
+    """Whether all arrays (None counts) are float32 or float64 of one dtype."""
+    first = arrays[0].dtype
+    return first in (numpy.float32, numpy.float64) and all(
+        array is None or array.dtype == first for array in arrays
+    )
+
+
+def rows_of(x: Any) -> Any:
+    """``x`` (..., C) as (N, C): a view if its memory allows."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices over ``rows`` rows of ``width`` values that each fit in cache."""
+    step = max(1, BLOCK // max(width, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

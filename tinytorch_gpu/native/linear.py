@@ -1,0 +1,88 @@
+"""Linear maps by the BLAS, the call chosen by the number of rows and the storage of the weight."""
+
+import logging
+from typing import Any
+
+import numpy
+
+from ..backend import dtype_name, is_half
+from ..ops import linear
+from .buffers import plain, rows_of
+
+# The BLAS falls behind between one row and this many: rows of zeros make up the difference.
+FEW_ROWS = 8
+# A 16-bit weight is widened this many values at a time, into one buffer.
+WIDENED = 1 << 18
+
+_log = logging.getLogger(__name__)
+_warned = False
+
+
+def _accepts(x: Any, weight: Any, bias: Any = None) -> bool:
+    return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
+
+
+def _forward(x: Any, weight: Any, bias: Any = None) -> Any:
+    rows = rows_of(x)
+    if weight.dtype == x.dtype:
+        out = _product(rows, weight)
+    else:
+        out = _product_of_half(rows, weight)
+    if bias is not None:
+        out += bias
+    residuals = (x, weight, None if bias is None else bias.dtype)
+    return out.reshape(*x.shape[:-1], weight.shape[0]), residuals
+
+
+def _product(rows: Any, weight: Any) -> Any:
+    """(N, in) times a weight (out, in) of the same dtype: (N, out)."""
+    count = rows.shape[0]
+    if count == 1:
+        # A matrix times a vector: along the weight's memory, whichever way round it lies.
+        if weight.flags.c_contiguous:
+            return numpy.dot(weight, rows[0])[None]
+        return numpy.dot(rows[0], weight.T)[None]
+    if count < FEW_ROWS:
+        padded = numpy.zeros((FEW_ROWS, rows.shape[1]), rows.dtype)
+        padded[:count] = rows
+        return numpy.matmul(padded, weight.T)[:count]
+    return numpy.matmul(rows, weight.T)
+
+
+def _product_of_half(rows: Any, weight: Any) -> Any:
+    """The same for a 16-bit weight, widened block by block: it never exists in 32 bits."""
+    _warn_once(weight)
+    out = numpy.empty((rows.shape[0], weight.shape[0]), numpy.float32)
+    step = max(1, WIDENED // weight.shape[1])
+    buffer = numpy.empty((step, weight.shape[1]), numpy.float32)
+    for start in range(0, weight.shape[0], step):
+        block = weight[start : start + step]
+        wide = buffer[: len(block)]
+        widen_into(wide, block)
+        out[:, start : start + step] = _product(rows, wide)
+    return out
+
+
+def widen_into(wide: Any, half: Any) -> None:
+    """Write a 16-bit array into a float32 one."""
+    if dtype_name(half.dtype) == "bfloat16":
+        # A bfloat16 is the upper half of a float32.
+        numpy.left_shift(
+            half.view(numpy.uint16), 16, out=wide.view(numpy.uint32), dtype=numpy.uint32
+        )
+    else:
+        numpy.copyto(wide, half)
+
+
+def _warn_once(weight: Any) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "%s weights are kept in 16 bit and computed in float32 on the CPU: half the memory, "
+            "but slower than float32",
+            dtype_name(weight.dtype),
+        )
+
+
+linear.maker("cpu", _forward, accepts=_accepts)

@@ -1,0 +1,61 @@
+"""Layer and RMS normalization in blocks of rows, each read once from memory."""
+
+from typing import Any
+
+import numpy
+
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .buffers import plain, row_blocks, rows_of
+
+
+def _row_norms(rows: Any) -> Any:
+    """The sum of squares of each row (N, 1)."""
+    return numpy.einsum("nc,nc->n", rows, rows)[:, None]
+
+
+def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+    rows = rows_of(x)
+    out = numpy.empty(rows.shape, x.dtype)
+    mean = rows.mean(axis=1, keepdims=True)
+    rstd = numpy.empty_like(mean)
+    for part in row_blocks(*rows.shape):
+        centred = numpy.subtract(rows[part], mean[part], out=out[part])
+        rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / rows.shape[1] + eps)
+        centred *= rstd[part]
+        centred *= weight
+        centred += bias
+    per_row = (*x.shape[:-1], 1)
+    return out.reshape(x.shape), (x, weight, mean.reshape(per_row), rstd.reshape(per_row))
+
+
+def _rms(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    rows = rows_of(x)
+    out = numpy.empty(rows.shape, x.dtype)
+    rstd = numpy.empty((rows.shape[0], 1), x.dtype)
+    for part in row_blocks(*rows.shape):
+        rstd[part] = 1 / numpy.sqrt(_row_norms(rows[part]) / rows.shape[1] + eps)
+        scaled = numpy.multiply(rows[part], rstd[part], out=out[part])
+        scaled *= weight
+    return out.reshape(x.shape), (x, weight, rstd.reshape(*x.shape[:-1], 1))
+
+
+def _add_layer(x: Any, residual: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+    total = x + residual
+    normed, residuals = _layer(total, weight, bias, eps=eps)
+    return (total, normed), residuals
+
+
+def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    total = x + residual
+    normed, residuals = _rms(total, weight, eps=eps)
+    return (total, normed), residuals
+
+
+def _accepts(*arrays: Any, eps: float = 0.0) -> bool:
+    return plain(*arrays)
+
+
+layer_norm.maker("cpu", _layer, accepts=_accepts)
+rms_norm.maker("cpu", _rms, accepts=_accepts)
+add_layer_norm.maker("cpu", _add_layer, accepts=_accepts)
+add_rms_norm.maker("cpu", _add_rms, accepts=_accepts)
