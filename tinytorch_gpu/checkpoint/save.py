@@ -1,0 +1,99 @@
+"""A Transformer to a folder in Hugging Face layout."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import numpy
+
+from ..backend import dtype_name, to_numpy
+from .configs import FAMILY_OF, OWN_TYPE
+from .names import FAMILIES, mapped_tensors
+from .safetensors_file import SINGLE
+from .saved_config import hf_config
+
+
+def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> Path:
+    """Write ``model`` to ``folder`` (made if needed) and return the folder.
+
+    GPT-2-like and LLaMA-like models get the names that ``transformers`` knows; any other keeps its
+    own names, and only this library loads it. ``tokenizer`` adds tokenizer.json. What the folder
+    held before is replaced only when everything new is safely on the disk: a full disk or Ctrl-C
+    leaves it as it was. Weights that need turning or joining (GPT-2's) are copied meanwhile.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    dtype = dtype_name(model.dtype)
+    config = hf_config(model.config, dtype)
+    if tokenizer is not None and config["model_type"] != OWN_TYPE:
+        config |= {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": _one_or_list(tokenizer.eos_ids),
+        }
+    with _Replacement(target) as new:
+        _write_weights(model, config["model_type"], new.path(SINGLE))
+        if tokenizer is not None:
+            for name, text in tokenizer.files().items():
+                new.path(name).write_text(text, encoding="utf-8")
+        text = json.dumps(config, indent=2) + "\n"
+        new.path("config.json").write_text(text, encoding="utf-8")
+    return target
+
+
+def _one_or_list(ids: tuple[int, ...]) -> int | list[int] | None:
+    return list(ids) if len(ids) > 1 else (ids[0] if ids else None)
+
+
+def _write_weights(model: Any, model_type: str, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    family = FAMILY_OF[model_type]
+    rules, state = FAMILIES[family], model.state_dict()
+    tensors: dict[str, numpy.ndarray] = {}
+    for mapped in mapped_tensors(family, model.config):
+        prefix = "" if mapped.source in rules.unprefixed else rules.prefix
+        tensors[prefix + mapped.source] = mapped.gathered(lambda name: to_numpy(state[name]))
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"could not write {path.parent / SINGLE}: {error}") from None
+
+
+class _Replacement:
+    """New files beside old ones; leaving the block without an error puts them in their place."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.new: dict[Path, Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def path(self, name: str) -> Path:
+        """Return where to write the file that will be called ``name``."""
+        return self.new.setdefault(self.folder / name, self.folder / f".{name}.{os.getpid()}.new")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                for written in self.new.values():
+                    _flush(written)
+                for final, written in self.new.items():
+                    os.replace(written, final)
+                _flush(self.folder)
+        finally:
+            for written in self.new.values():
+                written.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
