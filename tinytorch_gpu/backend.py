@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 
+_FLOAT32 = numpy.dtype("float32")
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -42,12 +43,26 @@ def is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type)
 
 
+# Device kind by type, "" for what is no array: asked for every argument of every operation.
+kinds: dict[type, str] = {numpy.ndarray: "cpu", type(None): "", int: "", float: ""}
+
+
+def kind_of_type(x: Any) -> str:
+    """Return where arrays of the type of ``x`` live, "" if it is no array; remember it."""
+    found = ""
+    if is_array(x):
+        module = type(x).__module__.partition(".")[0]
+        found = {"numpy": "cpu", "cupy": "cuda"}.get(module, module)
+        if isinstance(x, numpy.ndarray | numpy.generic):
+            found = "cpu"
+    kinds[type(x)] = found
+    return found
+
+
 def kind(x: Any) -> str:
     """Return where ``x`` lives: "cpu", "cuda", or the name of another array module."""
-    if isinstance(x, numpy.ndarray | numpy.generic):
-        return "cpu"
-    module = type(x).__module__.partition(".")[0]
-    return "cuda" if module == "cupy" else module
+    found = kinds.get(type(x))
+    return kind_of_type(x) if found is None else found
 
 
 def to_numpy(x: Any) -> numpy.ndarray:
@@ -95,6 +110,12 @@ def float_dtype(name: Any) -> Any:
     if found.name not in FLOATS:
         raise ValueError(f"dtype must be one of {', '.join(FLOATS)}, not {name!r}")
     return found
+
+
+def compute_dtype(storage: Any) -> Any:
+    """Return the dtype of activations for weights stored in ``storage``: 32 bits at least."""
+    wanted = storage if isinstance(storage, numpy.dtype) else dtype(storage)
+    return _FLOAT32 if wanted.itemsize == 2 else wanted
 
 
 def dtype_name(of: Any) -> str:
@@ -230,14 +251,17 @@ class Device:
             values = values.get()
         return self.xp.asarray(values, dtype=wanted)
 
-    def compute_dtype(self, storage: Any) -> Any:
-        """Return the dtype of activations for weights stored in ``storage``: 32 bits at least."""
-        wanted = dtype(storage)
-        return numpy.dtype("float32") if wanted.itemsize == 2 else wanted
-
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
         """Return how a weight (out, in) is best stored here: "C" row by row, "F" by columns."""
         return "C"
+
+    def cache_pair(
+        self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
+    ) -> tuple[Any, Any]:
+        """Return uninitialised keys and values (batch, capacity, kv heads, head dim), laid out in
+        memory as attention reads them fastest here."""
+        shape = (batch, capacity, kv_heads, head_dim)
+        return self.empty(shape, dtype), self.empty(shape, dtype)
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which this is the current device."""
@@ -289,10 +313,21 @@ class CpuDevice(Device):
         super().__init__("cpu", numpy)
         self.note = note
 
+    def cache_pair(
+        self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
+    ) -> tuple[Any, Any]:
+        # One query times all keys is a product along the keys, which therefore lie together.
+        keys = self.empty((batch, kv_heads, head_dim, capacity), dtype)
+        values = self.empty((batch, kv_heads, capacity, head_dim), dtype)
+        return keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
+
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
         # Measured with OpenBLAS for one row: wide outputs are read faster by columns. A 16-bit
         # weight is widened row by row.
         return "F" if out > width and dtype_name(dtype) in ("float32", "float64") else "C"
+
+
+_CPU = CpuDevice()
 
 
 def device(spec: "str | Device" = "auto") -> Device:
@@ -305,7 +340,7 @@ def device(spec: "str | Device" = "auto") -> Device:
         return spec
     name, _, index = str(spec).partition(":")
     if name == "cpu" and not index:
-        return CpuDevice()
+        return _CPU
     if name == "cuda" and (index or "0").isdecimal():
         return _cuda(int(index or 0))
     if name == "auto" and not index:
@@ -347,20 +382,20 @@ def device_of(x: Any) -> Device:
     """Return the device that array ``x`` lives on."""
     where = kind(x)
     if where == "cpu":
-        return device("cpu")
+        return _CPU
     if where == "cuda":
         return _cuda(x.device.id)
     return Device(where, namespace(x))
 
 
-_loaded: set[str] = set()
+loaded_makers: set[str] = set()
 
 
 def load_makers(where: str) -> None:
     """Import the package that registers the fast operations for arrays of ``where``, once."""
-    if where in _loaded:
+    if where in loaded_makers:
         return
-    _loaded.add(where)
+    loaded_makers.add(where)
     package = {"cpu": CpuDevice.makers, "cuda": CudaDevice.makers}.get(where)
     if package:
         importlib.import_module(package)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import ops
-from ..backend import device
 from ..config import TransformerConfig
 from .embeddings import Rotary
 from .layers import Dropout, Linear, RMSNorm, bias_of, matrix_of
@@ -53,7 +52,7 @@ class ScaledDotProductAttention(Module):
 
         ``mask``: nonzero may look; (T, S), (B, T, S) or (B, H, T, S). None looks everywhere.
         """
-        q, k, v = (as_tensor(x, as_tensor(query, device("cpu")).device) for x in (query, key, value))
+        q, k, v = (as_tensor(x, as_tensor(query, None)) for x in (query, key, value))
         if q.ndim not in (3, 4):
             raise ValueError(f"query must be (B, H, T, D) or (B, T, D), not {q.shape}")
         headless = q.ndim == 3
@@ -146,7 +145,7 @@ class MultiHeadAttention(Module):
         ``cache`` (generation's) holds the keys and values so far of ``layer``; the new ones are
         appended. ``rotary`` turns queries and keys to ``positions`` (T,) or (B, T).
         """
-        x = as_tensor(query, self.qkv.weight.device)
+        x = as_tensor(query, self.qkv.weight)
         if x.ndim != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"query must be (B, T, {self.embed_dim}), not {x.shape}")
         if key is None and value is None:
@@ -185,9 +184,9 @@ class MultiHeadAttention(Module):
 
     def _project_apart(self, x: Tensor, key: Any, value: Any) -> tuple[Tensor, ...]:
         """Cross-attention: keys and values from other inputs, (B, S, embed_dim)."""
-        place = self.qkv.weight.device
-        key = x if key is None else as_tensor(key, place)
-        value = key if value is None else as_tensor(value, place)
+        like = self.qkv.weight
+        key = x if key is None else as_tensor(key, like)
+        value = key if value is None else as_tensor(value, like)
         if key.shape[:2] != value.shape[:2] or key.shape[0] != x.shape[0]:
             raise ValueError(f"query {x.shape}, key {key.shape}, value {value.shape} do not fit")
         parts = []

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..backend import Device, kind, namespace
+from ..backend import Device, compute_dtype, kind, namespace
 from .layers import Dropout
 from .module import Builder, Module, as_tensor, megabytes
 from .tensor import Tensor
@@ -46,13 +46,13 @@ class Embedding(Module):
 
     def forward(self, input_ids: Any) -> Tensor:
         """Integer ids (...) -> (..., embedding_dim). An id out of range is a ValueError."""
-        ids = as_tensor(input_ids, self.weight.device)
+        ids = as_tensor(input_ids, self.weight)
         check_ids(ids.data, self.vocab_size)
         return self.look_up(ids)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """``forward`` for ids known to be in range: nothing waits for the device."""
-        compute = self.weight.device.compute_dtype(self.weight.dtype)
+        compute = compute_dtype(self.weight.dtype)
         return ops.embedding(ids, self.weight, dtype=compute, padding=self.padding_idx)
 
     def get_memory_usage(self) -> dict[str, Any]:
@@ -93,13 +93,13 @@ class _Positions(Module):
 
     max_seq_length: int
 
-    def _table(self) -> Any:
+    def _table(self) -> Tensor:
         raise NotImplementedError
 
     def forward(self, embeddings: Any, positions: Any = None) -> Tensor:
         """Add to ``embeddings`` (B, T, C) or (T, C) the rows ``positions`` (T,) or (B, T), by
         default the first T. A longer input is a ValueError."""
-        x = as_tensor(embeddings, Tensor(self._table()).device)
+        x = as_tensor(embeddings, self._table())
         length = x.shape[-2]
         if length > self.max_seq_length:
             raise ValueError(f"{length} positions exceed max_seq_length ({self.max_seq_length})")
@@ -125,7 +125,7 @@ class PositionalEncoding(_Positions):
         place = (build or Builder()).device
         self.pe = Tensor(place.asarray(sinusoids(max_seq_length, embedding_dim)))
 
-    def _table(self) -> Any:
+    def _table(self) -> Tensor:
         return self.pe
 
     def moved(self, place: Device) -> None:
@@ -150,7 +150,7 @@ class LearnedPositionalEmbedding(_Positions):
         bound = 1 / math.sqrt(embedding_dim)
         self.weight = (build or Builder()).table(max_seq_length, embedding_dim, std, bound)
 
-    def _table(self) -> Any:
+    def _table(self) -> Tensor:
         return self.weight
 
 

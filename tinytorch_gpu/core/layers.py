@@ -31,7 +31,7 @@ class _Norm(Module):
 
     def _flat(self, x: Any) -> tuple[Tensor, tuple[int, ...]]:
         """``x`` with the normalized axes as one, and the shape to give the result."""
-        x = as_tensor(x, self.gamma.device)
+        x = as_tensor(x, self.gamma)
         covered = len(self.normalized_shape)
         if x.shape[-covered:] != self.normalized_shape:
             raise ValueError(f"expected (..., {self.normalized_shape}), got shape {x.shape}")
@@ -199,7 +199,7 @@ class PositionwiseFeedForward(Module):
 
     def forward(self, x: Any) -> Tensor:
         """(..., embed_dim) -> (..., embed_dim)."""
-        x = as_tensor(x, self.rise.weight.device)
+        x = as_tensor(x, self.rise.weight)
         hidden = getattr(ops, self.activation)(self.rise(x))
         return self.dropout(self.fall(hidden))
 

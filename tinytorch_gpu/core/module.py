@@ -166,6 +166,8 @@ def megabytes(count: int, itemsize: int = 4) -> float:
     return count * itemsize / 2**20
 
 
-def as_tensor(x: Any, place: Device) -> Tensor:
-    """Return ``x`` as a Tensor on ``place``; a Tensor stays where it is."""
-    return x if isinstance(x, Tensor) else Tensor(x, device=place)
+def as_tensor(x: Any, like: Tensor | None) -> Tensor:
+    """Return ``x`` as a Tensor beside ``like`` (None: the host); a Tensor stays where it is."""
+    if isinstance(x, Tensor):
+        return x
+    return Tensor(x, device=None if like is None else like.device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import nvtx
-from ..backend import is_array, kind, load_makers
+from ..backend import kind_of_type, kinds, load_makers, loaded_makers
 from .tensor import Node, Tensor, grad_enabled, operators, wrap
 
 OPS: dict[str, "Op"] = {}
@@ -74,7 +74,12 @@ class Op:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):
             args = self._positional(args, options)
-        arrays = [a.data if isinstance(a, Tensor) else a for a in args]
+        arrays, wanted = [], False
+        for a in args:
+            if isinstance(a, Tensor):
+                wanted = wanted or a.requires_grad
+                a = a.data
+            arrays.append(a)
         where = self._place(arrays)
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
@@ -88,7 +93,7 @@ class Op:
             return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
         result, residuals = made
         tensors = [wrap(result)] if self.outputs == 1 else [wrap(r) for r in result]
-        if grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if wanted and grad_enabled():
             self._record(maker, args, residuals, options, tensors)
         return tensors[0] if self.outputs == 1 else tuple(tensors)
 
@@ -105,19 +110,21 @@ class Op:
         """The device kind of the arrays; two kinds in one call are an error."""
         where = None
         for array in arrays:
-            if is_array(array):
-                found = kind(array)
-                if where is None:
-                    where = found
-                elif found != where:
+            found = kinds.get(type(array))
+            if found is None:
+                found = kind_of_type(array)
+            if found and found != where:
+                if where is not None:
                     raise ValueError(
                         f"{self.name} got arrays on {where} and on {found}: "
                         "move them to one device with .to(...)"
                     )
+                where = found
         return where or "cpu"
 
     def _maker(self, where: str, arrays: list[Any], options: dict[str, Any]) -> Maker | None:
-        load_makers(where)
+        if where not in loaded_makers:
+            load_makers(where)
         maker = self.makers.get(where)
         if maker is not None and not _reference_only:
             if maker.accepts is None or maker.accepts(*arrays, **options):

@@ -76,7 +76,7 @@ class Tensor:
     # --- what it is ---
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
+        return self.data.shape
 
     @property
     def dtype(self) -> Any:
@@ -314,6 +314,8 @@ class Tensor:
 
     def reshape(self, *shape: Any) -> "Tensor":
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        if not self.requires_grad:  # a view: nothing to compute, nothing to record
+            return wrap(namespace(self.data).reshape(self.data, tuple(wanted)))
         return operators["reshape"](self, shape=tuple(wanted))
 
     view = reshape

@@ -67,7 +67,7 @@ class TransformerBlock(Module):
 
         ``where`` (cache, layer, rotary, positions) goes to the attention.
         """
-        x = as_tensor(x, self.norm1.gamma.device)
+        x = as_tensor(x, self.norm1.gamma)
         inner = x
         if self.pre_norm:
             with nvtx.span("norm1", "part"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..backend import Device, assign, device
+from ..backend import Device, assign, compute_dtype, device
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
 
@@ -30,8 +30,8 @@ class Cache:
                 raise ValueError(f"cache {name} must be at least 1, not {value}")
         self.device, self.capacity, self.batch = device(place), capacity, batch
         shape = (batch, capacity, kv_heads, head_dim)
-        self.keys = [self.device.empty(shape, dtype) for _ in range(layers)]
-        self.values = [self.device.empty(shape, dtype) for _ in range(layers)]
+        pairs = [self.device.cache_pair(*shape, dtype) for _ in range(layers)]
+        self.keys, self.values = [k for k, _ in pairs], [v for _, v in pairs]
         self.lengths = numpy.zeros(batch, dtype=numpy.int64)
         self._on_device: Any = None
         self._clear_plan()
@@ -43,7 +43,7 @@ class Cache:
         room = config.max_seq_length if capacity is None else min(capacity, config.max_seq_length)
         return cls(
             config.num_layers, batch, room, config.kv_heads, config.head_size, model.device,
-            model.device.compute_dtype(model.dtype),
+            compute_dtype(model.dtype),
         )  # fmt: skip
 
     def _clear_plan(self) -> None:
@@ -89,11 +89,10 @@ class Cache:
         lengths after and before (B,) on the device, else None for both.
         """
         starts = int(self.lengths[0]) if self._starts is None else self._starts
-        ops.append_rows(self.keys[layer], keys, starts)
-        ops.append_rows(self.values[layer], values, starts)
+        old_keys, old_values = self.keys[layer], self.values[layer]
+        ops.append(old_keys, old_values, keys, values, starts)
         stop = self._stop
-        keys, values = wrap(self.keys[layer][:, :stop]), wrap(self.values[layer][:, :stop])
-        return keys, values, self._ends, self._starts
+        return wrap(old_keys[:, :stop]), wrap(old_values[:, :stop]), self._ends, self._starts
 
     def advance(self) -> None:
         """Count the planned tokens, now that every layer has them."""

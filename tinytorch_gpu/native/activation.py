@@ -52,6 +52,11 @@ def _gated(function: Callable[[Any, Any], None]) -> Callable[..., Any]:
         rows = rows_of(x)
         width = rows.shape[1] // 2
         out = numpy.empty((rows.shape[0], width), x.dtype)
+        if len(rows) == 1:  # one token: no blocks
+            with numpy.errstate(over="ignore"):
+                function(rows[:, :width], out)
+            out *= rows[:, width:]
+            return out.reshape(*x.shape[:-1], width), (x,)
         with numpy.errstate(over="ignore"):
             for part in row_blocks(*rows.shape):
                 function(rows[part, :width], out[part])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 
+from ..core.tensor import grad_enabled
 from ..ops import attention
 from .buffers import plain
 
@@ -29,6 +30,9 @@ def _forward(
 ) -> Any:  # fmt: skip
     batch, rows, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
+    if batch == rows == 1 and lengths is None and window is None and starts is None:
+        factor = width**-0.5 if scale is None else scale
+        return _one_query(q, k, v, factor, (q, k, v, mask, bias, lengths, starts, state))
     out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
     lse = numpy.empty((batch, heads, rows, 1), q.dtype)
     grouped = (batch, rows, kv_heads, heads // kv_heads)
@@ -52,6 +56,26 @@ def _forward(
                 values[row, :, None, low:high], seen, mixed[row, :, :, part], sums[row, :, :, part],
             )  # fmt: skip
     return out, ((q, k, v, mask, bias, lengths, starts, state), out, lse)
+
+
+def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
+    """One new token of one sequence, which sees all keys: no blocks, no masks."""
+    _, _, heads, width = q.shape
+    kv_heads = k.shape[2]
+    # One row at a time: a matrix of the few query heads of a key head is a worse shape for the BLAS.
+    queries = (q * scale).reshape(kv_heads, heads // kv_heads, 1, width)
+    scores = numpy.matmul(queries, k[0].transpose(1, 2, 0)[:, None])
+    top = scores.max(axis=-1, keepdims=True)
+    scores -= top
+    numpy.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    out = numpy.matmul(scores, v[0].transpose(1, 0, 2)[:, None])
+    out /= total
+    out = out.reshape(1, 1, heads, v.shape[3])
+    if not grad_enabled():
+        return out, None
+    top += numpy.log(total)
+    return out, (inputs, out, top.reshape(1, heads, 1, 1))
 
 
 def _span(first: int, stop: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy
 
+_SINGLE, _DOUBLE = numpy.dtype("float32"), numpy.dtype("float64")
+
 # Rows are worked on in blocks of about this many float32 values: 256 KB stays in a core's cache.
 BLOCK = 1 << 16
 
@@ -13,14 +15,18 @@ BLOCK = 1 << 16
 def plain(*arrays: Any) -> bool:
     """Whether all arrays (None counts) are float32 or float64 of one dtype."""
     first = arrays[0].dtype
-    return first in (numpy.float32, numpy.float64) and all(
-        array is None or array.dtype == first for array in arrays
-    )
+    if first is not _SINGLE and first not in (_SINGLE, _DOUBLE):
+        return False
+    for array in arrays:
+        if array is not None and array.dtype is not first and array.dtype != first:
+            return False
+    return True
 
 
 def rows_of(x: Any) -> Any:
     """``x`` (..., C) as (N, C): a view if its memory allows."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    width = x.shape[-1]
+    return x.reshape(1 if x.size == width else math.prod(x.shape[:-1]), width)
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:

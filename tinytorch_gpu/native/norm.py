@@ -1,9 +1,11 @@
 """Layer and RMS normalization in blocks of rows, each read once from memory."""
 
+import math
 from typing import Any
 
 import numpy
 
+from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .buffers import plain, row_blocks, rows_of
 
@@ -29,11 +31,20 @@ def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
 
 
 def _rms(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    width = x.shape[-1]
+    if x.size == width:  # one token: scalars are quicker than arrays of one
+        row = x.reshape(width)
+        scale = 1 / math.sqrt(float(numpy.dot(row, row)) / width + eps)
+        out = x * x.dtype.type(scale)
+        out *= weight
+        if not grad_enabled():
+            return out, None
+        return out, (x, weight, numpy.full((*x.shape[:-1], 1), scale, x.dtype))
     rows = rows_of(x)
     out = numpy.empty(rows.shape, x.dtype)
     rstd = numpy.empty((rows.shape[0], 1), x.dtype)
     for part in row_blocks(*rows.shape):
-        rstd[part] = 1 / numpy.sqrt(_row_norms(rows[part]) / rows.shape[1] + eps)
+        rstd[part] = 1 / numpy.sqrt(_row_norms(rows[part]) / width + eps)
         scaled = numpy.multiply(rows[part], rstd[part], out=out[part])
         scaled *= weight
     return out.reshape(x.shape), (x, weight, rstd.reshape(*x.shape[:-1], 1))

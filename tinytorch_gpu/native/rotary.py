@@ -1,4 +1,4 @@
-"""Rotary positions written straight into the result."""
+"""Rotary positions in three passes over all heads at once."""
 
 from typing import Any
 
@@ -7,26 +7,42 @@ import numpy
 from ..ops import rotary
 from .buffers import plain
 
+# The factors made last: every layer of a step asks for the same ones. The arrays are held, so their
+# identity stays theirs.
+_last: tuple[Any, ...] = (None, None, None, None)
+
+
+def _factors(
+    cos: Any, sin: Any, positions: Any, heads: int, still: int, width: int, dtype: Any
+) -> tuple[Any, Any]:
+    """What each element is multiplied by, and its partner in the other half: (..., T, N, 2, D/2).
+
+    The ``still`` last heads are not turned: theirs are 1 and 0.
+    """
+    global _last
+    key = (heads, still, width, dtype)
+    if _last[0] is not positions or _last[1] is not cos or _last[2] != key:
+        own = numpy.ones((*positions.shape, heads + still, 2, width // 2), dtype)
+        other = numpy.zeros_like(own)
+        own[..., :heads, :, :] = cos[positions][..., None, None, :]
+        other[..., :heads, 0, :] = -sin[positions][..., None, :]
+        other[..., :heads, 1, :] = sin[positions][..., None, :]
+        _last = (positions, cos, key, (own, other))
+    return _last[3]
+
 
 def _forward(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
-    half = cos.shape[1]
-    c, s = (table[positions][..., None, :].astype(x.dtype, copy=False) for table in (cos, sin))
-    turned = x if heads is None else x[:, :, :heads]
-    out = numpy.empty(x.shape, x.dtype)
-    place = out if heads is None else out[:, :, :heads]
-    left, right = turned[..., :half], turned[..., half : 2 * half]
-    first = numpy.multiply(left, c, out=place[..., :half])
-    first -= right * s
-    second = numpy.multiply(right, c, out=place[..., half : 2 * half])
-    second += left * s
-    place[..., 2 * half :] = turned[..., 2 * half :]
-    if heads is not None:
-        out[:, :, heads:] = x[:, :, heads:]
-    return out, (cos, sin, positions)
+    total, width = x.shape[2], x.shape[3]
+    turned = total if heads is None else heads
+    own, other = _factors(cos, sin, positions, turned, total - turned, width, x.dtype)
+    halves = x.reshape(*x.shape[:3], 2, width // 2)
+    out = halves * own
+    out += halves[..., ::-1, :] * other
+    return out.reshape(x.shape), (cos, sin, positions)
 
 
-def _accepts(x: Any, *tables: Any, heads: int | None = None) -> bool:
-    return plain(x)
+def _accepts(x: Any, cos: Any, *rest: Any, heads: int | None = None) -> bool:
+    return plain(x) and 2 * cos.shape[1] == x.shape[3]
 
 
 rotary.maker("cpu", _forward, accepts=_accepts)

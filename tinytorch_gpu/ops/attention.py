@@ -6,8 +6,7 @@ The reference builds the (B, H, T, S) score matrix; the kernels never do (FlashA
 
 from typing import Any
 
-from .. import backend
-from ..backend import namespace, narrow, widen
+from ..backend import append_rows, namespace, narrow, widen
 from ..core.op import op
 from .dropout import keep
 from .elementwise import unbroadcast
@@ -57,12 +56,15 @@ def _(residuals: Any, dout: Any, dweights: Any, **options: Any) -> Any:
     return _attend_backward(residuals, dout, dweights, **options)
 
 
-@op(mutates=("cache",), differentiable=False)
-def append_rows(cache: Any, rows: Any, starts: Any) -> Any:
-    """Write ``rows`` (B, T, K, D) into ``cache`` (B, S, K, D) from ``starts`` (B,), or one int for
-    all rows, on, in place."""
-    backend.append_rows(cache, rows, starts)
-    return cache
+@op(outputs=2, mutates=("keys", "values"), differentiable=False)
+def append(keys: Any, values: Any, new_keys: Any, new_values: Any, starts: Any) -> Any:
+    """Write new keys and values (B, T, K, D) into a cache's (B, S, K, D), in place.
+
+    Row b is written from ``starts[b]`` on; one int is the same place in all rows.
+    """
+    append_rows(keys, new_keys, starts)
+    append_rows(values, new_values, starts)
+    return keys, values
 
 
 def _scale(q: Any, scale: float | None) -> float:
