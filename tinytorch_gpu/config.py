@@ -181,7 +181,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _preset(family: str, *sizes: int, **choices: Any) -> TransformerConfig:
+def _preset(family: str, *sizes: Any, **choices: Any) -> TransformerConfig:
     return TransformerConfig(*sizes, **{**FAMILIES[family], **choices})
 
 

@@ -39,7 +39,11 @@ class Embedding(Module):
             raise ValueError(f"padding_idx must be below vocab_size ({vocab_size}): {padding_idx}")
         if init_type == "normal" and std is None:
             std = 1 / math.sqrt(embedding_dim)
-        self.vocab_size, self.embedding_dim, self.padding_idx = vocab_size, embedding_dim, padding_idx
+        self.vocab_size, self.embedding_dim, self.padding_idx = (
+            vocab_size,
+            embedding_dim,
+            padding_idx,
+        )
         self.weight = (build or Builder()).table(vocab_size, embedding_dim, std, bounds[init_type])
         if padding_idx is not None:
             self.weight.data[padding_idx, ...] = 0

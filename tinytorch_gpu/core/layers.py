@@ -37,6 +37,10 @@ class _Norm(Module):
             raise ValueError(f"expected (..., {self.normalized_shape}), got shape {x.shape}")
         return (x if covered == 1 else x.reshape(*x.shape[:-covered], self.size)), x.shape
 
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """``total = x + residual`` and the norm of it, in one operation: both (..., C)."""
+        raise NotImplementedError
+
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB."""
         count = self.count_parameters()
@@ -64,7 +68,6 @@ class LayerNorm(_Norm):
         return out if out.shape == shape else out.reshape(shape)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """``total = x + residual`` and the norm of it, in one operation: both (..., C)."""
         return ops.add_layer_norm(x, residual, self.gamma, self.beta, eps=self.eps)
 
 
@@ -81,11 +84,10 @@ class RMSNorm(_Norm):
         return out if out.shape == shape else out.reshape(shape)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """``total = x + residual`` and the norm of it, in one operation: both (..., C)."""
         return ops.add_rms_norm(x, residual, self.gamma, eps=self.eps)
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class Linear(Module):
@@ -188,7 +190,9 @@ class PositionwiseFeedForward(Module):
         if activation not in ("relu", "gelu", "gelu_tanh", "silu", *GATED):
             raise ValueError(f"unknown activation {activation!r}")
         self.embed_dim, self.hidden_dim, self.activation = embed_dim, hidden_dim, activation
-        groups = {"gate": hidden_dim, "up": hidden_dim} if activation in GATED else {"up": hidden_dim}
+        groups = (
+            {"gate": hidden_dim, "up": hidden_dim} if activation in GATED else {"up": hidden_dim}
+        )
         self.rise = Linear(embed_dim, groups, bias, std[0], build=build)
         self.fall = Linear(hidden_dim, {"down": embed_dim}, bias, std[1], build=build)
         self.dropout = Dropout(dropout)

@@ -219,7 +219,11 @@ class Transformer(Module):
         return (logits, weights) if return_attention_weights else logits
 
     def hidden(
-        self, ids: Tensor, mask: Any = None, cache: Any = None, counts: Any = None,
+        self,
+        ids: Tensor,
+        mask: Any = None,
+        cache: Any = None,
+        counts: Any = None,
         return_attention_weights: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """States (B, T, embed_dim) before the head, for checked ids (B, T) on the device.
@@ -288,7 +292,12 @@ class Transformer(Module):
     def to(self, target: Any) -> "Transformer":
         """Move to a device, or store the weights in a dtype ("bfloat16"), in place; return self."""
         name = str(target)
-        if isinstance(target, Device) or name.partition(":")[0] in ("auto", "cpu", "cuda", "emulated"):
+        if isinstance(target, Device) or name.partition(":")[0] in (
+            "auto",
+            "cpu",
+            "cuda",
+            "emulated",
+        ):
             super().to(device(target))
             return self
         self.dtype = float_dtype(target)

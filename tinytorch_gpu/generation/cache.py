@@ -48,7 +48,9 @@ class Cache:
 
     def _clear_plan(self) -> None:
         """Forget the pass under way."""
-        self._count = self._new = self._starts = self._ends = None
+        self._new: Any = None
+        self._starts: Any = None
+        self._ends: Any = None
         self._stop = 0
 
     @property
@@ -69,7 +71,6 @@ class Cache:
             raise ValueError(
                 f"{count} more tokens do not fit: the cache holds {latest} of {self.capacity}"
             )
-        self._count = count
         self._new = numpy.full(batch, count) if counts is None else numpy.asarray(counts)
         uniform = counts is None and bool((self.lengths == latest).all())
         self._stop = int((self.lengths + self._new).max())

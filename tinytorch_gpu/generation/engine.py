@@ -100,7 +100,9 @@ def _collect(prompts: list[Any], steps: list[Step], ragged: bool, place: Any) ->
         return Tensor(place.asarray(both.astype(numpy.int64)))
     rows = []
     for i, prompt in enumerate(prompts):
-        alive = [step.tokens[i] for k, step in enumerate(steps) if not k or not steps[k - 1].finished[i]]
+        alive = [
+            step.tokens[i] for k, step in enumerate(steps) if not k or not steps[k - 1].finished[i]
+        ]
         rows.append(Tensor(place.asarray(numpy.concatenate((prompt, alive)).astype(numpy.int64))))
     return rows
 
@@ -116,7 +118,7 @@ class _Run:
         self.stop = numpy.asarray(sorted(set(stop_tokens)), dtype=numpy.int64)
         lengths = numpy.array([len(prompt) for prompt in prompts])
         room = model.config.max_seq_length
-        self.cache = cache
+        self.cache: Any = cache
         held = numpy.zeros_like(lengths) if cache is None else cache.lengths
         if cache is not None and cache.batch != len(prompts):
             raise ValueError(f"the cache is for a batch of {cache.batch}, not {len(prompts)}")

@@ -9,9 +9,7 @@ from ..rng import uniform
 from .buffers import plain
 
 
-def _sample(
-    logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, state: Any
-) -> Any:
+def _sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, state: Any) -> Any:
     draws = uniform(state, logits.shape[0], numpy.float64)
     chosen = numpy.empty(logits.shape[0], numpy.int64)
     for row, values in enumerate(logits):

@@ -8,9 +8,22 @@ from .activation import geglu, gelu, gelu_tanh, relu, silu, swiglu
 from .attention import append, attention, attention_with_weights
 from .dropout import dropout
 from .elementwise import (
-    absolute, add, cast, concat, divide, exp, log, multiply, negative, power, sigmoid, sqrt,
-    subtract, tanh, where,
-)  # fmt: skip
+    absolute,
+    add,
+    cast,
+    concat,
+    divide,
+    exp,
+    log,
+    multiply,
+    negative,
+    power,
+    sigmoid,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
 from .embedding import embedding
 from .linear import linear, matmul
 from .loss import cross_entropy

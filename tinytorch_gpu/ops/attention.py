@@ -86,7 +86,9 @@ def _by_token(x: Any, heads: int, length: int) -> Any:
     return xp.permute_dims(apart, (0, 2, 1, 3))
 
 
-def _visible(q: Any, k: Any, mask: Any, lengths: Any, starts: Any, causal: bool, window: Any) -> Any:
+def _visible(
+    q: Any, k: Any, mask: Any, lengths: Any, starts: Any, causal: bool, window: Any
+) -> Any:
     """Which keys each query may look at, broadcastable to (B, H, T, S); None for all."""
     xp, (rows, keys) = namespace(q), (q.shape[1], k.shape[1])
     seen = None
@@ -174,4 +176,3 @@ def _attend_backward(
         narrow(dq, q.dtype), narrow(dk, k.dtype), narrow(dv, v.dtype),
         None, dbias, None, None, None,
     )  # fmt: skip
-

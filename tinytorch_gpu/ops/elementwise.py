@@ -190,7 +190,11 @@ def _(residuals: Any, dout: Any) -> Any:
     condition, a, b = residuals
     zero = namespace(dout).zeros_like(dout)
     xp = namespace(dout)
-    return None, _back(xp.where(condition, dout, zero), a), _back(xp.where(condition, zero, dout), b)
+    return (
+        None,
+        _back(xp.where(condition, dout, zero), a),
+        _back(xp.where(condition, zero, dout), b),
+    )
 
 
 @op

@@ -36,9 +36,7 @@ def cross_entropy(
 
 
 @cross_entropy.backward
-def _(
-    residuals: Any, dout: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0
-) -> Any:
+def _(residuals: Any, dout: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> Any:
     logits, targets, share, lse = residuals
     xp, wide = namespace(logits), widen(logits)
     classes = wide.shape[-1]

@@ -42,7 +42,9 @@ def _(residuals: Any, dout: Any, *, axis: Any = None, keepdims: bool = False) ->
 @op
 def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The mean over ``axis`` (all of them by default), in at least float32."""
-    return narrow(namespace(x).mean(widen(x), axis=axis, keepdims=keepdims), x.dtype), tuple(x.shape)
+    return narrow(namespace(x).mean(widen(x), axis=axis, keepdims=keepdims), x.dtype), tuple(
+        x.shape
+    )
 
 
 @mean.backward

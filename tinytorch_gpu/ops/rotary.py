@@ -32,4 +32,5 @@ def rotary(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = No
 
 @rotary.backward
 def _(residuals: Any, dout: Any, *, heads: int | None = None) -> Any:
-    return _turn(dout, *residuals, -1.0, heads), None, None, None
+    cos, sin, positions = residuals
+    return _turn(dout, cos, sin, positions, -1.0, heads), None, None, None

@@ -33,9 +33,7 @@ def penalize(logits: Any, seen: Any, penalty: Any) -> Any:
 
 
 @op(differentiable=False)
-def sample(
-    logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, state: Any
-) -> Any:
+def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, state: Any) -> Any:
     """Draw one token per row from softmax(logits / temperature), cut to the likely ones.
 
     ``logits`` (B, V); the rest (B,): temperature 0 takes the likeliest; ``top_k`` 0 keeps all;
