@@ -99,10 +99,8 @@ def _checked_own(values: dict[str, Any], where: str) -> TransformerConfig:
     for name in ("norm", "position", "activation"):
         fields.text(name, None)
     positions = fields.whole("max_seq_length", least=1, most=MOST_POSITIONS)
-    if (
-        positions * fields.whole("embed_dim") > MOST_TABLE
-        and values.get("position") == "sinusoidal"
-    ):
+    computed = fields.text("position", "sinusoidal") == "sinusoidal"
+    if computed and positions * fields.whole("embed_dim") > MOST_TABLE:
         raise fields.error("max_seq_length", f"{positions} needs too large a table of sinusoids")
     scaling = fields.table("rope_scaling")
     for name in scaling.values:

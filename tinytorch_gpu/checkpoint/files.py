@@ -89,9 +89,10 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in file ``path``."""
     with _opened(path) as file:
-        text = file.read(MOST_JSON + 1)
-    if len(text) > MOST_JSON:
-        raise ModelFileError(f"{path} is larger than {MOST_JSON} bytes")
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_JSON:
+            raise ModelFileError(f"{path} is larger than {MOST_JSON} bytes")
+        text = file.read(size)  # read() sets aside what it is asked for
     return parse_json(text, str(path))
 
 

@@ -46,17 +46,22 @@ def _one_or_list(ids: tuple[int, ...]) -> int | list[int] | None:
 
 
 def _write_weights(model: Any, model_type: str, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise ValueError("saving needs safetensors: pip install safetensors") from None
     family = FAMILY_OF[model_type]
     rules, state = FAMILIES[family], model.state_dict()
     tensors: dict[str, numpy.ndarray] = {}
     for mapped in mapped_tensors(family, model.config):
         prefix = "" if mapped.source in rules.unprefixed else rules.prefix
         tensors[prefix + mapped.source] = mapped.gathered(lambda name: to_numpy(state[name]))
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)  # the library makes files that only their owner may read
     except SafetensorError as error:
         raise OSError(f"could not write {path.parent / SINGLE}: {error}") from None
 
