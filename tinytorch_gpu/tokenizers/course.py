@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 _SPECIAL = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
@@ -89,7 +90,7 @@ class BPETokenizer:
         pairs: Counter[Any] = Counter()
         where: dict[Any, set[int]] = defaultdict(set)
         for i, (ids, count) in enumerate(words):
-            for pair in zip(ids, ids[1:], strict=False):
+            for pair in pairwise(ids):
                 pairs[pair] += count
                 where[pair].add(i)
         return pairs, where
@@ -99,13 +100,13 @@ class BPETokenizer:
         """Merge ``pair`` in the words that have it, and count only those anew."""
         for i in where.pop(pair):
             ids, count = words[i]
-            for old in zip(ids, ids[1:], strict=False):
+            for old in pairwise(ids):
                 pairs[old] -= count
                 if not pairs[old]:
                     del pairs[old]
             merged = _merge(ids, pair, new)
             words[i] = (merged, count)
-            for fresh in zip(merged, merged[1:], strict=False):
+            for fresh in pairwise(merged):
                 pairs[fresh] += count
                 where[fresh].add(i)
 
@@ -120,7 +121,7 @@ class BPETokenizer:
         for word in _words(text):
             part = [len(_SPECIAL) + byte for byte in word.encode("utf-8")]
             while len(part) > 1:
-                known = [p for p in zip(part, part[1:], strict=False) if p in self.merges]
+                known = [p for p in pairwise(part) if p in self.merges]
                 if not known:
                     break
                 best = min(known, key=self.merges.__getitem__)

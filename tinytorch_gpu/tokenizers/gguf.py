@@ -43,7 +43,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ValueError(f"tokenizer model {model!r} is not supported; gpt2 and llama are")
     _add_special(backend, tokens, kinds)
     bos, eos, pad = (_special_id(metadata, name, len(tokens)) for name in ("bos", "eos", "padding"))
-    ends = [] if eos is None else [eos]
+    ends: list[int | None] = [eos]
     ends += [_special_id(metadata, name, len(tokens)) for name in ("eot", "eom")]
     ends += [i for i, t in enumerate(tokens) if kinds[i] == _CONTROL and t in _TURN_ENDS]
     template = metadata.get("tokenizer.chat_template")

@@ -96,7 +96,9 @@ class Tokenizer:
             ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except UnicodeEncodeError:
             raise ValueError("the text holds lone surrogates: it is no valid Unicode") from None
-        return [self.bos_id, *ids] if self.add_bos and add_special_tokens else ids
+        if self.add_bos and add_special_tokens and self.bos_id is not None:
+            return [self.bos_id, *ids]
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD."""

@@ -1,0 +1,112 @@
+"""The arguments of every command. Nothing heavy is imported: ``--help`` must be quick."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+COMMANDS = {
+    "generate": "continue a prompt, token by token",
+    "chat": "talk to a model",
+    "inspect": "what a model file holds and would need, without loading it",
+    "doctor": "what is installed, what is missing, and how to fix it",
+}
+
+
+def number(
+    kind: Callable[[str], Any], low: float, high: float = float("inf"), above: bool = False
+) -> Callable[[str], Any]:
+    """Return an argparse type: a ``kind`` from ``low`` (or ``above`` it) to ``high``."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (low < value if above else low <= value) or not value <= high:
+            bounds = f"{'above' if above else 'at least'} {low:g}"
+            bounds += "" if high == float("inf") else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
+        return value
+
+    return parse
+
+
+def build_parser(parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = parser_class(
+        prog="tinytorch-gpu", description="A small transformer library on NumPy and CuPy."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=parser_class)
+    parts = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
+    for part in parts.values():
+        part.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    _generate(parts["generate"])
+    _chat(parts["chat"])
+    _inspect(parts["inspect"])
+    parts["doctor"].add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return f"tinytorch-gpu {__version__}"
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    source = parser.add_argument_group("prompt (one of)")
+    source.add_argument("-p", "--prompt", help="the text to continue")
+    source.add_argument("-f", "--file", help="a file that holds it, in UTF-8")
+    source.add_argument("stdin", nargs="?", choices=["-"], help="read it from standard input")
+    parser.add_argument("--raw", action="store_true", help="do not apply the model's chat template")
+    _sampling(parser, max_tokens=256)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
+    )
+    parser.add_argument("--no-stream", action="store_true", help="print the text at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--system", help="what the model is told first")
+    parser.add_argument("--context", type=number(int, 1), help="tokens to remember at most")
+    _sampling(parser, max_tokens=512)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="smollm2", help="as for generate -m")
+    parser.add_argument("--batch", type=number(int, 1), default=1, help="rows (default 1)")
+    parser.add_argument("--context", type=number(int, 1), help="tokens (default: all it can take)")
+    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="of the weights")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", default="smollm2",
+        help="a GGUF file, a folder in Hugging Face layout, an installed demo model (smollm2, the "
+        "default) or a Hugging Face repository (owner/name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", default="auto", help="auto (default), cpu, cuda, cuda:N or emulated"
+    )
+    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="of the weights")
+
+
+def _sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
+    add("--max-tokens", type=number(int, 1), default=max_tokens, help=f"default {max_tokens}")
+    add("--temperature", type=number(float, 0), default=0.8, help="0 is greedy; default 0.8")
+    add("--top-k", type=number(int, 0), default=40, help="0 keeps all; default 40")
+    add("--top-p", type=number(float, 0, 1, above=True), default=0.95, help="default 0.95")
+    add("--min-p", type=number(float, 0, 1), default=0.0, help="default 0, off")
+    add("--repetition-penalty", type=number(float, 0, above=True), default=1.0, help="1 is off")
+    add("--seed", type=number(int, 0, 2**64 - 1), help="makes the text repeatable")

@@ -1,0 +1,145 @@
+"""What generate and chat share: a loaded model with its tokenizer, and text as it is made."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checkpoint import ModelFile, open_model
+from ..core.transformers import Transformer
+from ..tokenizers import Tokenizer
+
+
+@dataclass
+class Timing:
+    """When the tokens of one answer came."""
+
+    prompt_tokens: int
+    started: float = field(default_factory=time.perf_counter)
+    first: float = 0.0
+    last: float = 0.0
+    tokens: int = 0
+
+    def tick(self) -> None:
+        """Count a token that came now."""
+        self.last = time.perf_counter()
+        self.first = self.first or self.last
+        self.tokens += 1
+
+    def figures(self, device: Any) -> dict[str, Any]:
+        """Rates in tokens/s, seconds and bytes; a rate of nothing is None."""
+        waited, decoding = self.first - self.started, self.last - self.first
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.tokens,
+            "prefill_tokens_per_second": self.prompt_tokens / waited if self.tokens else None,
+            "decode_tokens_per_second": (self.tokens - 1) / decoding if self.tokens > 1 else None,
+            "time_to_first_token_s": waited if self.tokens else None,
+            "peak_memory_bytes": device.memory()["peak"],
+        }
+
+
+def describe_figures(figures: dict[str, Any]) -> str:
+    """Return the figures as one line."""
+
+    def shown(value: Any, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return (
+        f"prefill {figures['prompt_tokens']} tokens at "
+        f"{shown(figures['prefill_tokens_per_second'], '.1f')} tokens/s, "
+        f"decode {figures['generated_tokens']} tokens at "
+        f"{shown(figures['decode_tokens_per_second'], '.1f')} tokens/s, "
+        f"first token after {shown(figures['time_to_first_token_s'], '.2f')} s, "
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MB"
+    )
+
+
+@dataclass
+class Session:
+    """A model that is ready to answer."""
+
+    file: ModelFile
+    tokenizer: Tokenizer
+    model: Transformer
+
+
+def open_session(arguments: argparse.Namespace, file: ModelFile) -> Session:
+    """Load the weights; say on stderr when "auto" found no GPU."""
+    tokenizer = file.tokenizer()
+    model = file.load(device=arguments.device, dtype=arguments.dtype)
+    if arguments.device == "auto" and model.device.kind == "cpu":
+        print(f"tinytorch-gpu: running on the CPU: {model.device.note}", file=sys.stderr)
+    return Session(file, tokenizer, model)
+
+
+def open_file(arguments: argparse.Namespace) -> ModelFile:
+    """Open the model of ``-m`` and check the device, before any weight is read."""
+    from ..backend import device
+
+    device(arguments.device)
+    return open_model(arguments.model)
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of ``generate`` from those of the command line."""
+    return {
+        "max_new_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k or None,
+        "top_p": arguments.top_p,
+        "min_p": arguments.min_p or None,
+        "repetition_penalty": arguments.repetition_penalty,
+        "seed": arguments.seed,
+    }
+
+
+def stream_text(
+    session: Session, ids: list[int], timing: Timing, stops: list[str], **options: Any
+) -> Iterator[tuple[list[int], str]]:
+    """Yield (new ids, new text) as the model makes it, until it ends, or one of ``stops`` comes,
+    which is left out with all after it."""
+    decoder, gate = session.tokenizer.stream(), StopGate(stops)
+    ends = session.tokenizer.eos_ids
+    steps = session.model.generate([ids], stop_tokens=ends, stream=True, **options)
+    for step in steps:
+        timing.tick()
+        token = int(step.tokens[0])
+        yield [token], "" if token in ends else gate.push(decoder.push(token))
+        if gate.closed:
+            return
+    yield [], gate.push(decoder.flush()) + gate.flush()
+
+
+class StopGate:
+    """Lets text through up to a stop text, and holds back what may become one."""
+
+    def __init__(self, stops: list[str]):
+        self.stops, self.closed, self._held = [s for s in stops if s], False, ""
+
+    def push(self, text: str) -> str:
+        """Take new text; return what is certainly before any stop text."""
+        if self.closed:
+            return ""
+        self._held += text
+        found = [at for at in map(self._held.find, self.stops) if at >= 0]
+        if found:
+            self.closed = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = max((self._overlap(stop) for stop in self.stops), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def _overlap(self, stop: str) -> int:
+        """How many last characters of what is held could begin ``stop``."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+    def flush(self) -> str:
+        """Return what was held back, now that no more comes."""
+        out, self._held = self._held, ""
+        return "" if self.closed else out
