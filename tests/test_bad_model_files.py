@@ -560,3 +560,53 @@ def test_paths_that_are_no_models(tmp_path):
         ("../../nowhere/at/all", "no model"),
     ]:
         assert expected in refused(path)
+
+
+# --- tokenizers -----------------------------------------------------------------------------
+
+TOKENIZER = {
+    "tokenizer.ggml.model": (STRING, "gpt2"), "tokenizer.ggml.pre": (STRING, "gpt-2"),
+    "tokenizer.ggml.tokens": (ARRAY, (STRING, ["a", "b", "ab", "<e>"])),
+    "tokenizer.ggml.token_type": (ARRAY, (U32, [1, 1, 1, 3])),
+    "tokenizer.ggml.merges": (ARRAY, (STRING, ["a b"])),
+    "tokenizer.ggml.eos_token_id": (U32, 3),
+}  # fmt: skip
+BAD_TOKENIZER = {
+    "no model": {"tokenizer.ggml.model": None},
+    "model unknown": {"tokenizer.ggml.model": (STRING, "bert")},
+    "model a number": {"tokenizer.ggml.model": (U32, 1)},
+    "no tokens": {"tokenizer.ggml.tokens": None},
+    "tokens of numbers": {"tokenizer.ggml.tokens": (ARRAY, (U32, [1, 2, 3, 4]))},
+    "types too few": {"tokenizer.ggml.token_type": (ARRAY, (U32, [1]))},
+    "merge of one": {"tokenizer.ggml.merges": (ARRAY, (STRING, ["ab"]))},
+    "merge unknown": {"tokenizer.ggml.merges": (ARRAY, (STRING, ["a z"]))},
+    "end outside": {"tokenizer.ggml.eos_token_id": (U32, 99)},
+    "end is text": {"tokenizer.ggml.eos_token_id": (STRING, "x")},
+}
+
+
+@pytest.mark.parametrize("case", [None, *BAD_TOKENIZER])
+def test_bad_gguf_tokenizer(tmp_path, case):
+    pytest.importorskip("tokenizers", reason="tokenizers are read by the tokenizers library")
+    values = make.GGUF_METADATA | TOKENIZER | BAD_TOKENIZER.get(case, {})
+    path = tmp_path / "m.gguf"
+    path.write_bytes(make.gguf({key: value for key, value in values.items() if value}))
+    if case is None:
+        assert open_model(path).tokenizer().encode("ab<e>") == [2, 3]
+        return
+    with pytest.raises(ModelFileError) as caught:
+        open_model(path).tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b"{}", b'{"model":{"type":"BPE","vocab":{"a":-1}}}', None]
+)
+def test_bad_tokenizer_json(tmp_path, content):
+    pytest.importorskip("tokenizers", reason="tokenizers are read by the tokenizers library")
+    folder = make.write_folder(tmp_path / "m")
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelFileError) as caught:
+        open_model(folder).tokenizer()
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import PRESETS, Transformer
-from tinytorch_gpu.checkpoint import load, save
+from tinytorch_gpu.checkpoint import load, open_model, save
+from tinytorch_gpu.tokenizers import CharTokenizer, Tokenizer
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="saving needs safetensors")
 SMALL = {"vocab_size": 11, "embed_dim": 8, "num_heads": 2, "num_layers": 1, "hidden_dim": 12}
@@ -102,3 +103,35 @@ def test_config_names_the_dtype(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "llama"
     assert config["torch_dtype"] == "float32"
+
+
+def test_the_tokenizer_is_saved_with_the_model(tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers are read by the tokenizers library")
+    letters = [*"abcdefghi", "ab"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [*letters, "<|end|>"],
+        "tokenizer.ggml.token_type": [1] * 10 + [3], "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 10, "tokenizer.ggml.eos_token_id": 10,
+        "tokenizer.ggml.add_bos_token": True, "tokenizer.chat_template": "{{ messages }}é",
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("abc") == [10, 9, 2]
+    save(tiny(), tmp_path, tokenizer)
+    file = open_model(tmp_path)
+    again = file.tokenizer()
+    for text in ("abc", "", "ii<|end|>a"):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.encode(text, False) == tokenizer.encode(text, False)
+    assert (again.bos_id, again.eos_ids, again.pad_id) == (10, (10,), None)
+    assert file.chat_template == "{{ messages }}é"
+    transformers = pytest.importorskip("transformers", reason="the peer is transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("abc").input_ids == [10, 9, 2]
+    assert theirs.eos_token_id == 10
+
+
+def test_only_tokenizers_of_model_files_are_saved(tmp_path):
+    with pytest.raises(ValueError, match="a CharTokenizer has no"):
+        save(tiny(), tmp_path, CharTokenizer())
+    assert os.listdir(tmp_path) == []

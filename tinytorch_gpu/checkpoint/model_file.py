@@ -8,6 +8,7 @@ from ..backend import dtype as dtype_of
 from ..config import TransformerConfig
 from ..core.transformers import Transformer
 from .configs import FAMILY_OF, config_from_hf
+from .errors import ModelFileError, quoted
 from .files import read_json
 from .gguf import TensorInfo, read_gguf
 from .gguf_config import config_from_gguf
@@ -52,12 +53,17 @@ class ModelFile:
     def _tokenizer(self) -> "Tokenizer":
         from ..tokenizers import Tokenizer
 
-        if self.format == "gguf":
-            return Tokenizer.from_gguf(self.metadata)
-        return Tokenizer.from_folder(self.path)
+        try:
+            if self.format == "gguf":
+                return Tokenizer.from_gguf(self.metadata)
+            return Tokenizer.from_folder(self.path)
+        except ModelFileError:
+            raise
+        except ValueError as error:
+            raise ModelFileError(f"{self.path}: {quoted(error, 200)[1:-1]}") from None
 
     def tokenizer(self) -> "Tokenizer":
-        """Return the tokenizer that came with the weights."""
+        """Return the tokenizer that came with the weights; a bad one is a ModelFileError."""
         return self._tokenizer
 
     @property

@@ -18,10 +18,14 @@ def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> P
     """Write ``model`` to ``folder`` (made if needed) and return the folder.
 
     GPT-2-like and LLaMA-like models get the names that ``transformers`` knows; any other keeps its
-    own names, and only this library loads it. ``tokenizer`` adds tokenizer.json. What the folder
+    own names, and only this library loads it. ``tokenizer`` (a ``Tokenizer``) adds tokenizer.json
+    and its companions. What the folder
     held before is replaced only when everything new is safely on the disk: a full disk or Ctrl-C
     leaves it as it was. Weights that need turning or joining (GPT-2's) are copied meanwhile.
     """
+    if tokenizer is not None and not hasattr(tokenizer, "backend"):
+        kind = type(tokenizer).__name__
+        raise ValueError(f"a {kind} has no tokenizer.json: save a tokenizer of a model file")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     dtype = dtype_name(model.dtype)
@@ -34,15 +38,51 @@ def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> P
     with _Replacement(target) as new:
         _write_weights(model, config["model_type"], new.path(SINGLE))
         if tokenizer is not None:
-            for name, text in tokenizer.files().items():
-                new.path(name).write_text(text, encoding="utf-8")
-        text = json.dumps(config, indent=2) + "\n"
-        new.path("config.json").write_text(text, encoding="utf-8")
+            _write_tokenizer(tokenizer, new)
+        new.path("config.json").write_text(_json(config), encoding="utf-8")
     return target
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def _one_or_list(ids: tuple[int, ...]) -> int | list[int] | None:
     return list(ids) if len(ids) > 1 else (ids[0] if ids else None)
+
+
+def _write_tokenizer(tokenizer: Any, new: "_Replacement") -> None:
+    """Write the three files that Hugging Face spreads a tokenizer over."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    eos = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
+    for name, token in (("bos", tokenizer.bos_id), ("eos", eos), ("pad", tokenizer.pad_id)):
+        if token is not None:
+            config[f"{name}_token"] = tokenizer.token(token)
+    if tokenizer.chat_template:
+        config["chat_template"] = tokenizer.chat_template
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": _one_or_list(tokenizer.eos_ids),
+           "pad_token_id": tokenizer.pad_id}  # fmt: skip
+    new.path("tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+    new.path("tokenizer_config.json").write_text(_json(config), encoding="utf-8")
+    new.path("generation_config.json").write_text(_json(ids), encoding="utf-8")
+
+
+def _tokenizer_json(tokenizer: Any) -> str:
+    """Return tokenizer.json; a first token that our Tokenizer adds itself goes in as a rule."""
+    text = tokenizer.backend.to_str(pretty=True)
+    if not tokenizer.add_bos or tokenizer.bos_id is None:
+        return text
+    import tokenizers
+
+    first = tokenizer.token(tokenizer.bos_id)
+    copy = tokenizers.Tokenizer.from_str(text)
+    copy.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.bos_id)]
+    )
+    return copy.to_str(pretty=True)
 
 
 def _write_weights(model: Any, model_type: str, path: Path) -> None:
