@@ -1,0 +1,41 @@
+"""Fixtures: a tiny real model file, and the GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_model import write_gguf
+
+from tinytorch_gpu.backend import DeviceError, device
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer LLaMA with a byte-level tokenizer and a chat template, as a GGUF file."""
+    pytest.importorskip("gguf", reason="gguf writes the tiny model file")
+    return write_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo model's file; CI must have it."""
+    from tinytorch_gpu.checkpoint import ModelFileError, open_model
+
+    try:
+        return open_model("smollm2").path
+    except ModelFileError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, with the reason."""
+    marked = [item for item in items if "gpu" in item.keywords]
+    if not marked:
+        return
+    try:
+        device("cuda")
+    except DeviceError as error:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {error}"))

@@ -1,0 +1,106 @@
+"""The whole model on a GPU against the CPU: needs CuPy and an NVIDIA device."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinytorch_gpu import Tensor, Transformer, TransformerConfig, ops
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "course": {},
+    "gpt2": {"position": "learned", "activation": "gelu_tanh", "qkv_bias": True, "out_bias": True},
+    "llama": {"num_kv_heads": 2, "norm": "rms", "position": "rotary", "activation": "swiglu",
+              "ffn_bias": False, "tie_embeddings": True},
+    "exact gelu, post-norm, windowed": {"activation": "gelu", "pre_norm": False,
+                                        "sliding_window": 3, "qk_norm": True},
+}  # fmt: skip
+IDS = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def pair(request: Any) -> tuple[Transformer, Transformer]:
+    """The same model on both devices."""
+    config = TransformerConfig(50, 32, 4, 2, 48, 64, **FAMILIES[request.param])
+    there = Transformer.from_config(config, device="cuda", seed=1)
+    assert there.device.kind == "cuda"
+    return Transformer.from_config(config, device="cpu", seed=1), there
+
+
+def test_logits(pair: Any) -> None:
+    here, there = (model(IDS).detach().cpu().numpy() for model in pair)
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_gradients_of_a_training_step(pair: Any) -> None:
+    found = []
+    for model in pair:
+        targets = Tensor(np.arange(10) + 1).to(model.device)
+        ops.cross_entropy(model(IDS).reshape(-1, 50), targets).backward()
+        found.append({n: p.grad.cpu().numpy() for n, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        np.testing.assert_allclose(found[1][name], gradient, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("prompts", [IDS, [[1, 2, 3], [4]]], ids=["even", "ragged"])
+def test_greedy_ids_are_the_same(pair: Any, prompts: Any) -> None:
+    here, there = (model.generate(prompts, 6, temperature=0) for model in pair)
+    for a, b in zip(here, there, strict=True):
+        assert a.numpy().tolist() == b.cpu().numpy().tolist()
+
+
+def test_sampled_ids_are_the_same(pair: Any) -> None:
+    options = {"temperature": 0.8, "top_k": 10, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    here, there = (m.generate(IDS, 6, repetition_penalty=1.1, **options) for m in pair)
+    assert here.numpy().tolist() == there.cpu().numpy().tolist()
+
+
+def test_dropout_draws_the_same_numbers() -> None:
+    config = TransformerConfig(50, 32, 4, 2, 48, 64, dropout=0.2)
+    here, there = (
+        Transformer.from_config(config, device=place, seed=1)(IDS).detach().cpu().numpy()
+        for place in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_file_loads(tiny_gguf: Path, dtype: str) -> None:
+    here, there = (
+        Transformer.from_pretrained(tiny_gguf, device=place, dtype=dtype)
+        for place in ("cpu", "cuda")
+    )
+    logits = [model(IDS).detach().cpu().numpy() for model in (here, there)]
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
+    assert there.token_embedding.weight.device == "cuda:0"
+
+
+def test_moving_there_and_back() -> None:
+    model = Transformer(50, 32, 4, 2, 48, 64, device="cpu", seed=1)
+    before = model(IDS).detach().numpy()
+    model.to("cuda")
+    assert model.device == "cuda:0"
+    np.testing.assert_allclose(model(IDS).detach().cpu().numpy(), before, atol=1e-5)
+    model.to("cpu")
+    np.testing.assert_array_equal(model(IDS).detach().numpy(), before)
+
+
+def test_a_decode_step_waits_for_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinytorch_gpu.generation import engine
+
+    model = Transformer(50, 32, 4, 2, 48, 64, device="cuda", seed=1)
+    steps = model.generate([[1, 2, 3]], 5, temperature=0.7, top_k=5, seed=1, stream=True)
+    next(steps)
+    copies = []
+    real = engine.to_numpy
+    monkeypatch.setattr(engine, "to_numpy", lambda x: copies.append(1) or real(x))
+    next(steps)
+    assert len(copies) == 1
+
+
+def test_arrays_of_two_devices_are_named() -> None:
+    with pytest.raises(ValueError, match=r"arrays on (cuda and on cpu|cpu and on cuda)"):
+        Tensor(np.ones(3)).to("cuda") + Tensor(np.ones(3))
