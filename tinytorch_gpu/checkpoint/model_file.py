@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backend import compute_dtype
 from ..backend import dtype as dtype_of
 from ..config import TransformerConfig
 from ..core.transformers import Transformer
@@ -20,7 +21,10 @@ from .shapes import count_weights
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-PREFILL_CHUNK = 512  # positions whose activations exist at one time, for the estimate
+# For the estimate: positions whose activations exist at one time, and the bytes of modules, the
+# vocabulary and the header.
+PREFILL_CHUNK = 512
+FIXED_BYTES = 16 << 20
 
 
 class ModelFile:
@@ -84,8 +88,8 @@ class ModelFile:
         """Return the bytes that generating takes: ``weights``, ``cache``, ``workspace``, ``total``.
 
         batch: rows; context: tokens of each, prompt and answer (default max_seq_length); dtype: of
-        the weights; cache_dtype: of keys and values (default float32, which the 16-bit dtypes
-        compute in on a CPU). The workspace is an estimate.
+        the weights; cache_dtype: of keys and values (default: what ``dtype`` computes in, float32
+        for the 16-bit ones). The workspace is an estimate.
         """
         return memory_needed(self.config, batch, context, dtype, cache_dtype)
 
@@ -106,13 +110,17 @@ def memory_needed(
         limit = config.max_seq_length
         raise ValueError(f"context ({context}) exceeds the model's max_seq_length ({limit})")
     per_layer = batch * context * 2 * config.kv_heads * config.head_size
-    cache = config.num_layers * per_layer * dtype_of(cache_dtype or "float32").itemsize
+    cache = (
+        config.num_layers
+        * per_layer
+        * dtype_of(cache_dtype or compute_dtype(dtype_of(dtype))).itemsize
+    )
     weights = count_weights(config) * dtype_of(dtype).itemsize
     rows = batch * min(context, PREFILL_CHUNK)
     attention = (2 * config.num_heads + 2 * config.kv_heads) * config.head_size
     widths = 4 * config.embed_dim + 3 * config.hidden_dim + attention
     scores = 2 * rows * context  # of one head at a time
-    workspace = 4 * (rows * widths + scores + 2 * batch * config.vocab_size)
+    workspace = 4 * (rows * widths + scores + 2 * batch * config.vocab_size) + FIXED_BYTES
     return {
         "weights": weights,
         "cache": cache,
