@@ -22,7 +22,7 @@ def erf(x: Any) -> Any:
     small = x * _ratio(square, _ERF_SMALL)
     # Clipping keeps the regions that where() throws away from overflowing.
     middle = xp.where(
-        size < 0.5, xp.full_like(x, 0.5), xp.where(size > 4, xp.full_like(x, 4), size)
+        size < 0.46875, xp.full_like(x, 0.46875), xp.where(size > 4, xp.full_like(x, 4), size)
     )
     tail = xp.exp(-middle * middle) * _ratio(middle, _ERF_MIDDLE)
     far = xp.where(size < 4, xp.full_like(x, 4), xp.where(size > 6, xp.full_like(x, 6), size))
