@@ -120,7 +120,7 @@ class MultiHeadAttention(Module):
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.norm_eps, build=build)
             self.k_norm = RMSNorm(self.head_dim, config.norm_eps, build=build)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.projection_dropout = Dropout(dropout), Dropout(dropout)
 
     w_q, w_k, w_v = matrix_of("qkv", "q"), matrix_of("qkv", "k"), matrix_of("qkv", "v")
     b_q, b_k, b_v = bias_of("qkv", "q"), bias_of("qkv", "k"), bias_of("qkv", "v")
@@ -139,15 +139,22 @@ class MultiHeadAttention(Module):
         rotary: Rotary | None = None,
         causal: bool | None = None,
         positions: Any = None,
+        residual: Tensor | None = None,
     ) -> Any:
         """(B, T, embed_dim) -> the same, and with ``return_attention_weights`` (B, H, T, S) too.
 
         ``cache`` (generation's) holds the keys and values so far of ``layer``; the new ones are
-        appended. ``rotary`` turns queries and keys to ``positions`` (T,) or (B, T).
+        appended, and no gradients are recorded. ``rotary`` turns queries and keys to
+        ``positions``. ``residual`` (B, T, embed_dim) is added to the result.
         """
         x = as_tensor(query, self.qkv.weight)
         if x.ndim != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"query must be (B, T, {self.embed_dim}), not {x.shape}")
+        causal = self.config.causal if causal is None else causal
+        simple = mask is None and not return_attention_weights and not self.config.qk_norm
+        if cache is not None and key is None and simple:
+            mixed = self._step(x, cache, layer, rotary, positions, causal)
+            return self.projection_dropout.add(self.out, mixed, residual)
         if key is None and value is None:
             q, k, v = self._project(x, rotary, positions)
         else:
@@ -158,12 +165,26 @@ class MultiHeadAttention(Module):
         result = _attend(
             q, k, v, return_attention_weights, self.dropout,
             prepared_mask(mask, q), None, lengths, starts,
-            causal=self.config.causal if causal is None else causal,
-            window=self.config.sliding_window,
+            causal=causal, window=self.config.sliding_window,
         )  # fmt: skip
         mixed, weights = result if return_attention_weights else (result, None)
-        out = self.out(mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim))
+        mixed = mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
+        out = self.projection_dropout.add(self.out, mixed, residual)
         return (out, weights) if return_attention_weights else out
+
+    def _step(
+        self, x: Tensor, cache: Any, layer: int, rotary: Rotary | None, positions: Any, causal: bool
+    ) -> Tensor:
+        """Attention through the cache in one operation, for inference: (B, T, H D)."""
+        heads, shared = self.num_heads, self.num_kv_heads
+        packed = self.qkv(x).reshape(*x.shape[:2], heads + 2 * shared, self.head_dim)
+        tables: tuple[Any, ...] = ()
+        if rotary is not None:
+            tables = (*rotary.tables(positions.stop), positions.array(x))
+        return ops.cached_attention(
+            packed, *cache.arrays(layer), *tables, heads=heads, stop=cache.stop, causal=causal,
+            window=self.config.sliding_window,
+        )  # fmt: skip
 
     def _project(self, x: Tensor, rotary: Rotary | None, positions: Any) -> tuple[Tensor, ...]:
         """Queries (B, T, H, D), keys and values (B, T, K, D) of one input, by one product."""

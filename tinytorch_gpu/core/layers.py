@@ -106,9 +106,11 @@ class Linear(Module):
         self.weight = build.weight(groups, width, std)
         self.bias = build.vector(self.weight.shape[0]) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return ops.linear(x, self.weight, self.bias)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
+        """(..., in) -> (..., out): ``activation`` of it, plus ``residual``, where given."""
+        return ops.linear(x, self.weight, self.bias, residual, activation=activation)
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         return iter(())  # the module that owns it names its groups
@@ -164,6 +166,13 @@ class Dropout(Module):
         if self.generator is not None:
             self.generator.device = place
 
+    def add(self, layer: Linear, x: Tensor, residual: Tensor | None) -> Tensor:
+        """``residual`` + dropout of ``layer(x)``: one operation when nothing is dropped."""
+        if not self.p or not self.training:
+            return layer(x, residual)
+        dropped = self(layer(x))
+        return dropped if residual is None else dropped + residual
+
     def forward(self, x: Tensor) -> Tensor:
         state = self.state(x)
         return x if state is None else ops.dropout(x, state, p=self.p)
@@ -201,11 +210,10 @@ class PositionwiseFeedForward(Module):
     w_gate, b_gate = matrix_of("rise", "gate"), bias_of("rise", "gate")
     w2, b2 = matrix_of("fall", "down"), bias_of("fall", "down")
 
-    def forward(self, x: Any) -> Tensor:
-        """(..., embed_dim) -> (..., embed_dim)."""
-        x = as_tensor(x, self.rise.weight)
-        hidden = getattr(ops, self.activation)(self.rise(x))
-        return self.dropout(self.fall(hidden))
+    def forward(self, x: Any, residual: Tensor | None = None) -> Tensor:
+        """(..., embed_dim) -> (..., embed_dim), plus ``residual`` where given."""
+        hidden = self.rise(as_tensor(x, self.rise.weight), activation=self.activation)
+        return self.dropout.add(self.fall, hidden, residual)
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         names = {"w1": (self.rise, "up"), "w2": (self.fall, "down")}

@@ -61,6 +61,12 @@ class Op:
         self.reference_backward = function
         return function
 
+    def differentiate(self, residuals: Any, *douts: Any, **options: Any) -> Any:
+        """The reference backward on plain arrays; an operation without one is a TypeError."""
+        if self.reference_backward is None:
+            raise TypeError(f"{self.name} has no gradient")
+        return self.reference_backward(residuals, *douts, **options)
+
     def maker(
         self,
         where: str,

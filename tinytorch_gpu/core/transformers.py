@@ -3,6 +3,7 @@
 GPT-2, LLaMA and the course's model are settings of one class (``TransformerConfig``).
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -15,7 +16,7 @@ from .attention import MultiHeadAttention, Positions
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, Rotary, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
 from .module import Builder, Module, as_tensor, megabytes
-from .tensor import Tensor, wrap
+from .tensor import Tensor, no_grad, wrap
 
 __all__ = ["LayerNorm", "PositionwiseFeedForward", "Transformer", "TransformerBlock"]
 
@@ -58,7 +59,6 @@ class TransformerBlock(Module):
             embed_dim, hidden_dim, config.dropout, activation=config.activation,
             bias=config.ffn_bias, std=(config.init_std, deep), build=build,
         )  # fmt: skip
-        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Any, mask: Any = None, return_attention_weights: bool = False, **where: Any
@@ -68,28 +68,35 @@ class TransformerBlock(Module):
         ``where`` (cache, layer, rotary, positions) goes to the attention.
         """
         x = as_tensor(x, self.norm1.gamma)
-        inner = x
+        inner, residual = x, None
         if self.pre_norm:
+            residual = x
             with nvtx.span("norm1", "part"):
                 inner = self.norm1(x)
         with nvtx.span("attention", "part"):
             attended = self.attention(
-                inner, mask=mask, return_attention_weights=return_attention_weights, **where
-            )
+                inner, mask=mask, return_attention_weights=return_attention_weights,
+                residual=residual, **where,
+            )  # fmt: skip
         attended, weights = attended if return_attention_weights else (attended, None)
-        out = self._rest(x, self.dropout(attended))
+        out = self._pre_norm_rest(attended) if self.pre_norm else self._post_norm_rest(x, attended)
         return (out, weights) if return_attention_weights else out
 
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The residual additions, the second norm and the feed-forward part."""
+    def _pre_norm_rest(self, x: Tensor) -> Tensor:
+        """The second half, for ``x`` to which the attention has been added."""
         with nvtx.span("norm2", "part"):
-            if self.pre_norm:
-                x, inner = self.norm2.add(attended, x)
-            else:
-                x = inner = self.norm1.add(attended, x)[1]
+            inner = self.norm2(x)
+        with nvtx.span("ffn", "part"):
+            return self.ffn(inner, residual=x)
+
+    def _post_norm_rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The additions and norms after each part, and the feed-forward part."""
+        with nvtx.span("norm1", "part"):
+            inner = self.norm1.add(attended, x)[1]
         with nvtx.span("ffn", "part"):
             fed = self.ffn(inner)
-        return fed + x if self.pre_norm else self.norm2.add(fed, x)[1]
+        with nvtx.span("norm2", "part"):
+            return self.norm2.add(fed, inner)[1]
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""
@@ -210,9 +217,11 @@ class Transformer(Module):
         """Logits (B, T, vocab) for ids (B, T) or (T,), and with ``return_attention_weights`` the
         list of each layer's weights (B, H, T, S).
 
-        With a ``cache`` (generation's) the ids continue what it holds.
+        With a ``cache`` (generation's) the ids continue what it holds, and no gradients are
+        recorded.
         """
-        with self.device.active():
+        recording = contextlib.nullcontext() if cache is None else no_grad()
+        with self.device.active(), recording:
             ids = as_ids(input_ids, self.config.vocab_size, self.device)
             hidden, weights = self.hidden(ids, mask, cache, None, return_attention_weights)
             logits = self.logits(hidden)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..backend import Device, assign, compute_dtype, device
+from ..backend import Device, append_rows, assign, compute_dtype, device
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
 
@@ -51,7 +50,7 @@ class Cache:
         self._new: Any = None
         self._starts: Any = None
         self._ends: Any = None
-        self._stop = 0
+        self._uniform = self.stop = 0
 
     @property
     def nbytes(self) -> int:
@@ -72,8 +71,9 @@ class Cache:
                 f"{count} more tokens do not fit: the cache holds {latest} of {self.capacity}"
             )
         self._new = numpy.full(batch, count) if counts is None else numpy.asarray(counts)
+        self._uniform = latest
         uniform = counts is None and bool((self.lengths == latest).all())
-        self._stop = int((self.lengths + self._new).max())
+        self.stop = int((self.lengths + self._new).max())
         if uniform:
             self._starts = self._ends = None
             return Positions(latest, count)
@@ -83,17 +83,23 @@ class Cache:
         self._starts, self._ends = self._on_device, self._on_device + added
         return Positions(0, count, self._starts, latest)
 
+    def arrays(self, layer: int) -> tuple[Any, Any, Any, Any]:
+        """Keys and values (B, capacity, K, D) of a layer, and, where rows differ, their lengths
+        before and after the pass (B,) on the device; else one int for all, and None."""
+        starts = self._uniform if self._starts is None else self._starts
+        return self.keys[layer], self.values[layer], starts, self._ends
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Any, Any, Any, Any]:
         """Add the new keys and values (B, T, K, D) of one layer.
 
         Returns all keys and values so far as Tensors (B, S, K, D), and, where rows differ, their
         lengths after and before (B,) on the device, else None for both.
         """
-        starts = int(self.lengths[0]) if self._starts is None else self._starts
-        old_keys, old_values = self.keys[layer], self.values[layer]
-        ops.append(old_keys, old_values, keys, values, starts)
-        stop = self._stop
-        return wrap(old_keys[:, :stop]), wrap(old_values[:, :stop]), self._ends, self._starts
+        old_keys, old_values, starts, ends = self.arrays(layer)
+        append_rows(old_keys, keys.data, starts)
+        append_rows(old_values, values.data, starts)
+        stop = self.stop
+        return wrap(old_keys[:, :stop]), wrap(old_values[:, :stop]), ends, self._starts
 
     def advance(self) -> None:
         """Count the planned tokens, now that every layer has them."""

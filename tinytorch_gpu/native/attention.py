@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy
 
+from ..backend import append_rows
 from ..core.tensor import grad_enabled
-from ..ops import attention
+from ..ops import attention, cached_attention
 from .buffers import plain
+from .rotary import turn
 
 # Queries per block: enough rows for the matrix product, scores that stay in cache.
 QUERIES = 128
@@ -78,6 +80,32 @@ def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
     return out, (inputs, out, top.reshape(1, heads, 1, 1))
 
 
+def _cached(
+    packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
+    sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
+    window: int | None = None,
+) -> Any:  # fmt: skip
+    kv_heads = (packed.shape[2] - heads) // 2
+    turned = heads + kv_heads
+    if cos is not None:
+        packed, _ = turn(packed, cos, sin, positions, heads=turned)
+    append_rows(keys, packed[:, :, heads:turned], starts)
+    append_rows(values, packed[:, :, turned:], starts)
+    firsts = None if isinstance(starts, int) else starts
+    out, _ = _forward(
+        packed[:, :, :heads], keys[:, :stop], values[:, :stop], None, None, lengths, firsts,
+        causal=causal, window=window,
+    )  # fmt: skip
+    return out.reshape(*out.shape[:2], -1)
+
+
+def _accepts_cached(
+    packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
+    sin: Any = None, positions: Any = None, **options: Any,
+) -> bool:  # fmt: skip
+    return plain(packed, keys, values) and (cos is None or 2 * cos.shape[1] == packed.shape[3])
+
+
 def _span(first: int, stop: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:
     """The keys that some query from position ``first`` to before ``stop`` may look at."""
     high = max(0, min(length, stop) if causal else length)
@@ -120,3 +148,4 @@ def _block(q: Any, k: Any, v: Any, seen: Any, out: Any, lse: Any) -> None:
 
 
 attention.maker("cpu", _forward, accepts=_accepts)
+cached_attention.maker("cpu", _cached, accepts=_accepts_cached)

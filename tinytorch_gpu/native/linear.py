@@ -6,6 +6,8 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name, is_half
+from ..core.op import OPS
+from ..core.tensor import grad_enabled
 from ..ops import linear
 from .buffers import plain, rows_of
 
@@ -18,11 +20,15 @@ _log = logging.getLogger(__name__)
 _warned = False
 
 
-def _accepts(x: Any, weight: Any, bias: Any = None) -> bool:
+def _accepts(
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> bool:
     return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
 
 
-def _forward(x: Any, weight: Any, bias: Any = None) -> Any:
+def _forward(
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> Any:
     rows = rows_of(x)
     if weight.dtype == x.dtype:
         out = _product(rows, weight)
@@ -30,8 +36,23 @@ def _forward(x: Any, weight: Any, bias: Any = None) -> Any:
         out = _product_of_half(rows, weight)
     if bias is not None:
         out += bias
-    residuals = (x, weight, None if bias is None else bias.dtype)
-    return out.reshape(*x.shape[:-1], weight.shape[0]), residuals
+    inner = None
+    if activation is not None:
+        inner, out = out, _activate(activation, out)
+    out = out.reshape(*x.shape[:-1], out.shape[-1])
+    if residual is not None:
+        out += residual
+    if not grad_enabled():
+        return out, None
+    if inner is not None:
+        inner = inner.reshape(*x.shape[:-1], inner.shape[-1])
+    return out, (x, weight, None if bias is None else bias.dtype, inner, residual)
+
+
+def _activate(activation: str, rows: Any) -> Any:
+    operation = OPS[activation]
+    maker = operation.makers.get("cpu")
+    return (operation.reference if maker is None else maker.forward)(rows)[0]
 
 
 def _product(rows: Any, weight: Any) -> Any:

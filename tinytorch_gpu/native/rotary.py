@@ -31,7 +31,8 @@ def _factors(
     return _last[3]
 
 
-def _forward(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
+def turn(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
+    """The forward of ``rotary`` for whole heads."""
     total, width = x.shape[2], x.shape[3]
     turned = total if heads is None else heads
     own, other = _factors(cos, sin, positions, turned, total - turned, width, x.dtype)
@@ -45,4 +46,4 @@ def _accepts(x: Any, cos: Any, *rest: Any, heads: int | None = None) -> bool:
     return plain(x) and 2 * cos.shape[1] == x.shape[3]
 
 
-rotary.maker("cpu", _forward, accepts=_accepts)
+rotary.maker("cpu", turn, accepts=_accepts)

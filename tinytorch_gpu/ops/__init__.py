@@ -5,7 +5,7 @@ array-api-strict. Fast versions for one device live in ``native/`` and ``cuda/``
 """
 
 from .activation import geglu, gelu, gelu_tanh, relu, silu, swiglu
-from .attention import append, attention, attention_with_weights
+from .attention import attention, attention_with_weights, cached_attention
 from .dropout import dropout
 from .elementwise import (
     absolute,
@@ -34,8 +34,8 @@ from .sampling import argmax, mark_seen, penalize, sample
 from .shape import getitem, permute, reshape, split_heads
 
 __all__ = [
-    "absolute", "add", "add_layer_norm", "add_rms_norm", "append", "argmax", "attention",
-    "attention_with_weights", "cast", "concat", "cross_entropy", "divide", "dropout", "embedding",
+    "absolute", "add", "add_layer_norm", "add_rms_norm", "argmax", "attention",
+    "attention_with_weights", "cached_attention", "cast", "concat", "cross_entropy", "divide", "dropout", "embedding",
     "exp", "geglu", "gelu", "gelu_tanh", "getitem", "layer_norm", "linear", "log", "mark_seen", "matmul", "max",
     "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
     "rotary", "sample", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",

@@ -10,6 +10,8 @@ from ..backend import append_rows, namespace, narrow, widen
 from ..core.op import op
 from .dropout import keep
 from .elementwise import unbroadcast
+from .rotary import rotary
+from .shape import split_heads
 
 
 @op
@@ -56,15 +58,31 @@ def _(residuals: Any, dout: Any, dweights: Any, **options: Any) -> Any:
     return _attend_backward(residuals, dout, dweights, **options)
 
 
-@op(outputs=2, mutates=("keys", "values"), differentiable=False)
-def append(keys: Any, values: Any, new_keys: Any, new_values: Any, starts: Any) -> Any:
-    """Write new keys and values (B, T, K, D) into a cache's (B, S, K, D), in place.
+@op(mutates=("keys", "values"), differentiable=False)
+def cached_attention(
+    packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
+    sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
+    window: int | None = None,
+) -> Any:  # fmt: skip
+    """Turn, append and attend: what a step does between its two linear maps. Gives (B, T, H D).
 
-    Row b is written from ``starts[b]`` on; one int is the same place in all rows.
+    ``packed`` (B, T, H + 2 K, D) holds new queries, keys and values; with ``cos`` and ``sin`` the
+    first two are turned to ``positions`` (see ``rotary``). Keys and values are written, in place,
+    into the cache's ``keys`` and ``values`` (B, capacity, K, D) from ``starts`` (B,) on, or from
+    one int in all rows; then the queries attend to the first ``stop`` places, of which the first
+    ``lengths`` (B,) of each row count (None: all).
     """
-    append_rows(keys, new_keys, starts)
-    append_rows(values, new_values, starts)
-    return keys, values
+    kv_heads = (packed.shape[2] - heads) // 2
+    if cos is not None:
+        packed, _ = rotary.reference(packed, cos, sin, positions, heads=heads + kv_heads)
+    (q, k, v), _ = split_heads.reference(packed, sizes=(heads, kv_heads, kv_heads))
+    append_rows(keys, k, starts)
+    append_rows(values, v, starts)
+    options = {"causal": causal, "window": window}
+    firsts = None if isinstance(starts, int) else starts
+    known = (keys[:, :stop, ...], values[:, :stop, ...])
+    out, _ = attention.reference(q, *known, None, None, lengths, firsts, **options)
+    return namespace(out).reshape(out, (*out.shape[:2], heads * out.shape[3]))
 
 
 def _scale(q: Any, scale: float | None) -> float:

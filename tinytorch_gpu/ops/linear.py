@@ -3,33 +3,44 @@
 from typing import Any
 
 from ..backend import namespace, narrow, widen
-from ..core.op import op
+from ..core.op import OPS, op
 from .elementwise import unbroadcast
 
 
 @op
-def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """``x @ weight.T + bias``: (..., in) with weight (out, in) and bias (out,) gives (..., out).
+def linear(
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> Any:
+    """``activation(x @ weight.T + bias) + residual``: (..., in) with weight (out, in) gives (..., out).
 
-    The weight may lie in memory either way round and may be stored in 16 bits under a wider ``x``;
-    the product is accumulated in float32 or wider and has the dtype of ``x``.
+    ``activation`` names one of this package's (the gated ones halve the width); ``residual`` has
+    the shape of the result. The weight may lie in memory either way round and may be stored in 16
+    bits under a wider ``x``; the product is accumulated in float32 or wider, and the result has
+    the dtype of ``x``.
     """
-    out = namespace(x).matmul(widen(x), widen(weight).T)
+    inner = namespace(x).matmul(widen(x), widen(weight).T)
     if bias is not None:
-        out = out + widen(bias)
-    return narrow(out, x.dtype), (x, weight, None if bias is None else bias.dtype)
+        inner = inner + widen(bias)
+    out = inner if activation is None else OPS[activation].reference(inner)[0]
+    if residual is not None:
+        out = out + widen(residual)
+    saved = None if activation is None else inner
+    return narrow(out, x.dtype), (x, weight, None if bias is None else bias.dtype, saved, residual)
 
 
 @linear.backward
-def _(residuals: Any, dout: Any) -> Any:
-    x, weight, bias_dtype = residuals
+def _(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+    x, weight, bias_dtype, saved, residual = residuals
     xp = namespace(x)
     dy = widen(dout)
+    if activation is not None:
+        (dy,) = OPS[activation].differentiate((saved,), dy)
     dx = xp.matmul(dy, widen(weight))
     rows = xp.reshape(dy, (-1, dy.shape[-1]))
     dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))
     dbias = None if bias_dtype is None else narrow(xp.sum(rows, axis=0), bias_dtype)
-    return narrow(dx, x.dtype), narrow(dweight, weight.dtype), dbias
+    dresidual = None if residual is None else narrow(dout, residual.dtype)
+    return narrow(dx, x.dtype), narrow(dweight, weight.dtype), dbias, dresidual
 
 
 @op

@@ -70,7 +70,7 @@ def add_layer_norm(x: Any, residual: Any, weight: Any, bias: Any, *, eps: float 
 
 @add_layer_norm.backward
 def _(residuals: Any, dtotal: Any, dnormed: Any, *, eps: float = 1e-5) -> Any:
-    dx, dweight, dbias = layer_norm.reference_backward(residuals, dnormed, eps=eps)
+    dx, dweight, dbias = layer_norm.differentiate(residuals, dnormed, eps=eps)
     dx = dx + dtotal
     return dx, dx, dweight, dbias
 
@@ -85,6 +85,6 @@ def add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> An
 
 @add_rms_norm.backward
 def _(residuals: Any, dtotal: Any, dnormed: Any, *, eps: float = 1e-6) -> Any:
-    dx, dweight = rms_norm.reference_backward(residuals, dnormed, eps=eps)
+    dx, dweight = rms_norm.differentiate(residuals, dnormed, eps=eps)
     dx = dx + dtotal
     return dx, dx, dweight
