@@ -123,7 +123,7 @@ def _visible(
             near = query - place < window
             seen = near if seen is None else seen & near
     if mask is not None:
-        allowed = mask != 0
+        allowed = mask if mask.dtype == xp.bool else mask != 0
         if len(allowed.shape) < 4:
             extra = (1, 1) if len(allowed.shape) == 2 else (allowed.shape[0], 1)
             allowed = xp.reshape(allowed, (*extra, *allowed.shape[-2:]))

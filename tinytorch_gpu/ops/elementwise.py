@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..backend import is_array, namespace
+from ..backend import is_array, is_half, namespace, narrow, widen
 from ..core.op import op
 
 
@@ -14,16 +14,22 @@ def unbroadcast(gradient: Any, shape: tuple[int, ...]) -> Any:
     extra = len(gradient.shape) - len(shape)
     repeated = [i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1]
     axes = (*range(extra), *repeated)
-    return xp.reshape(xp.sum(gradient, axis=axes, dtype=gradient.dtype), shape)
+    return narrow(xp.reshape(xp.sum(widen(gradient), axis=axes), shape), gradient.dtype)
 
 
-def _shape(x: Any) -> tuple[int, ...] | None:
-    """The shape of an array operand; None for a Python number, which has no gradient."""
-    return tuple(x.shape) if is_array(x) else None
+def _like(x: Any) -> Any:
+    """Shape and dtype of an array operand; None for a Python number, which has no gradient."""
+    return (tuple(x.shape), x.dtype) if is_array(x) else None
 
 
-def _back(gradient: Any, shape: tuple[int, ...] | None) -> Any:
-    return None if shape is None else unbroadcast(gradient, shape)
+def _back(gradient: Any, like: Any) -> Any:
+    return None if like is None else narrow(unbroadcast(gradient, like[0]), like[1])
+
+
+def _beside(out: Any, a: Any, b: Any) -> Any:
+    """``out`` of an array and a Python number, in the array's 16 bits: NumPy widens bfloat16."""
+    array = a if not is_array(b) else b if not is_array(a) else None
+    return narrow(out, array.dtype) if array is not None and is_half(array) else out
 
 
 def _xp(*operands: Any) -> Any:
@@ -33,7 +39,7 @@ def _xp(*operands: Any) -> Any:
 @op
 def add(a: Any, b: Any) -> Any:
     """a + b."""
-    return a + b, (_shape(a), _shape(b))
+    return _beside(a + b, a, b), (_like(a), _like(b))
 
 
 @add.backward
@@ -45,7 +51,7 @@ def _(residuals: Any, dout: Any) -> Any:
 @op
 def subtract(a: Any, b: Any) -> Any:
     """a - b."""
-    return a - b, (_shape(a), _shape(b))
+    return _beside(a - b, a, b), (_like(a), _like(b))
 
 
 @subtract.backward
@@ -57,37 +63,42 @@ def _(residuals: Any, dout: Any) -> Any:
 @op
 def multiply(a: Any, b: Any) -> Any:
     """a * b."""
-    return a * b, (a, b)
+    return _beside(a * b, a, b), (a, b)
 
 
 @multiply.backward
 def _(residuals: Any, dout: Any) -> Any:
     a, b = residuals
-    return _back(dout * b, _shape(a)), _back(dout * a, _shape(b))
+    dy = widen(dout)
+    return _back(dy * b, _like(a)), _back(dy * a, _like(b))
 
 
 @op
 def divide(a: Any, b: Any) -> Any:
     """a / b."""
-    return a / b, (a, b)
+    return _beside(a / b, a, b), (a, b)
 
 
 @divide.backward
 def _(residuals: Any, dout: Any) -> Any:
     a, b = residuals
-    return _back(dout / b, _shape(a)), _back(-dout * a / (b * b), _shape(b))
+    da = widen(dout) / b
+    return _back(da, _like(a)), _back(-(da * a / b), _like(b))
 
 
 @op
 def power(x: Any, *, exponent: float) -> Any:
     """x ** exponent, for a Python number."""
-    return x**exponent, (x,)
+    out = widen(x) ** exponent
+    return (narrow(out, x.dtype) if is_half(x) else out), (x,)
 
 
 @power.backward
 def _(residuals: Any, dout: Any, *, exponent: float) -> Any:
     (x,) = residuals
-    return (dout * exponent * x ** (exponent - 1),)
+    if exponent == 0:
+        return (namespace(x).zeros_like(x),)
+    return (narrow(widen(dout) * (exponent * widen(x) ** (exponent - 1)), x.dtype),)
 
 
 @op
@@ -162,27 +173,29 @@ def tanh(x: Any) -> Any:
 @tanh.backward
 def _(residuals: Any, dout: Any) -> Any:
     (out,) = residuals
-    return (dout * (1 - out * out),)
+    wide = widen(out)
+    return (narrow(widen(dout) * (1 - wide * wide), out.dtype),)
 
 
 @op
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e ** -x), through tanh so that no exponential overflows."""
-    out = 0.5 * namespace(x).tanh(0.5 * x) + 0.5
+    out = narrow(0.5 * namespace(x).tanh(0.5 * widen(x)) + 0.5, x.dtype)
     return out, (out,)
 
 
 @sigmoid.backward
 def _(residuals: Any, dout: Any) -> Any:
     (out,) = residuals
-    return (dout * out * (1 - out),)
+    wide = widen(out)
+    return (narrow(widen(dout) * wide * (1 - wide), out.dtype),)
 
 
 @op
 def where(condition: Any, a: Any, b: Any) -> Any:
     """``a`` where ``condition`` (boolean) holds, else ``b``."""
     xp = _xp(condition)
-    return xp.where(condition, a, b), (condition, _shape(a), _shape(b))
+    return xp.where(condition, a, b), (condition, _like(a), _like(b))
 
 
 @where.backward

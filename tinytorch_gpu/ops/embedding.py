@@ -16,9 +16,9 @@ def embedding(
     """
     xp = namespace(weight)
     rows = xp.take(weight, xp.reshape(ids, (-1,)), axis=0)
-    out = narrow(widen(rows), weight.dtype if dtype is None else dtype)
-    out = xp.reshape(out if scale == 1.0 else out * scale, (*ids.shape, weight.shape[1]))
-    return out, (ids, weight.shape[0], weight.dtype)
+    rows = widen(rows) if scale == 1.0 else widen(rows) * scale
+    out = narrow(rows, weight.dtype if dtype is None else dtype)
+    return xp.reshape(out, (*ids.shape, weight.shape[1])), (ids, weight.shape[0], weight.dtype)
 
 
 @embedding.backward

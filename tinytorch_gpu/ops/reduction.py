@@ -80,7 +80,9 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
 def _(residuals: Any, dout: Any, *, axis: int = -1) -> Any:
     (out,) = residuals
     xp = namespace(out)
-    return (out * (dout - xp.sum(dout * out, axis=axis, keepdims=True)),)
+    wide, dy = widen(out), widen(dout)
+    dx = wide * (dy - xp.sum(dy * wide, axis=axis, keepdims=True))
+    return (narrow(dx, out.dtype),)
 
 
 def softmax_of(x: Any, axis: int = -1) -> Any:
