@@ -9,7 +9,7 @@ from .buffers import plain
 
 # The factors made last: every layer of a step asks for the same ones. The arrays are held, so their
 # identity stays theirs.
-_last: tuple[Any, ...] = (None, None, None, None)
+_last: tuple[Any, ...] = (None, None, None, None, None)
 
 
 def _factors(
@@ -21,14 +21,15 @@ def _factors(
     """
     global _last
     key = (heads, still, width, dtype)
-    if _last[0] is not positions or _last[1] is not cos or _last[2] != key:
+    same = _last[0] is positions and _last[1] is cos and _last[2] is sin
+    if not same or _last[3] != key:
         own = numpy.ones((*positions.shape, heads + still, 2, width // 2), dtype)
         other = numpy.zeros_like(own)
         own[..., :heads, :, :] = cos[positions][..., None, None, :]
         other[..., :heads, 0, :] = -sin[positions][..., None, :]
         other[..., :heads, 1, :] = sin[positions][..., None, :]
-        _last = (positions, cos, key, (own, other))
-    return _last[3]
+        _last = (positions, cos, sin, key, (own, other))
+    return _last[4]
 
 
 def turn(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
