@@ -18,9 +18,9 @@ def erf(x: Any) -> Any:
         return importlib.import_module("cupyx.scipy.special").erf(x)
     xp = namespace(x)
     size = xp.abs(x)
-    square = x * x
-    small = x * _ratio(square, _ERF_SMALL)
     # Clipping keeps the regions that where() throws away from overflowing.
+    near = xp.where(size <= 0.46875, x, xp.zeros_like(x))
+    small = near * _ratio(near * near, _ERF_SMALL)
     middle = xp.where(
         size < 0.46875, xp.full_like(x, 0.46875), xp.where(size > 4, xp.full_like(x, 4), size)
     )
