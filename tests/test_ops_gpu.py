@@ -1,0 +1,67 @@
+"""Every case on CuPy against NumPy: needs an NVIDIA GPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from case_specs import Case
+from running_ops import (
+    UNIT_ROUNDOFF,
+    backward,
+    cotangents,
+    differentiable,
+    each,
+    error,
+    flat,
+    forward,
+    fresh,
+    host,
+    on,
+    size,
+)  # fmt: skip
+
+from tinytorch_gpu import backend
+from tinytorch_gpu.core.op import OPS
+
+pytestmark = pytest.mark.gpu
+
+
+def _assert_same(there: Any, here: Any, dtype: str) -> None:
+    there, here = flat(there), flat(here)
+    assert len(there) == len(here)
+    for a, b in zip(there, here, strict=True):
+        if backend.is_array(b):
+            assert backend.kind(a) == "cuda"
+            assert a.dtype == b.dtype
+            assert error(host(a), b) <= 32 * UNIT_ROUNDOFF[dtype] * max(1, size(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@each()
+def test_the_gpu_does_what_the_cpu_does(case: Case, dtype: str) -> None:
+    cupy: Any = backend.device("cuda").xp
+    backend.load_makers("cuda")
+    op, arguments = OPS[case.op], case.arguments(dtype)
+    here, there = fresh(arguments), on(cupy, fresh(arguments))
+    maker = op.makers.get("cuda")
+    if maker and maker.accepts and not maker.accepts(*there, **case.options_for(cupy)):
+        maker = None
+    results, residuals = forward(case, here)
+    gpu_results, gpu_residuals = forward(case, there, maker, cupy)
+    _assert_same(gpu_results, results, dtype)
+    _assert_same(there, here, dtype)
+    if differentiable(case):
+        _assert_same(gpu_residuals, residuals, dtype)
+        douts = cotangents(results)
+        found = backward(case, gpu_residuals, on(cupy, douts), maker, cupy)
+        _assert_same(found, backward(case, residuals, douts), dtype)
+
+
+def test_random_numbers_are_the_same() -> None:
+    from tinytorch_gpu.rng import uniform
+
+    cupy: Any = backend.device("cuda").xp
+    state = np.array([2**63 + 5, 7], np.uint64)
+    np.testing.assert_array_equal(
+        uniform(cupy.asarray(state), 9, np.float32).get(), uniform(state, 9, np.float32)
+    )
