@@ -35,6 +35,9 @@ class no_grad(contextlib.ContextDecorator):  # noqa: N801 - PyTorch's name
 
     enabled = False
 
+    def _recreate_cm(self) -> "no_grad":
+        return type(self)()  # a decorated function may call itself, or run in several threads
+
     def __enter__(self) -> None:
         self.before, _mode.grad = _mode.grad, self.enabled
 
@@ -112,8 +115,7 @@ class Tensor:
 
     # --- out of the Tensor ---
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        array = self.numpy()
-        return array if dtype is None else array.astype(dtype)
+        return device("cpu").xp.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
         if dtype_name(self.dtype) == "bfloat16":
@@ -428,14 +430,15 @@ def _history(tensor: Tensor) -> list[Node]:
 
 def _propagate(tensor: Tensor, start: Any, retain_graph: bool) -> None:
     pending: dict[Node, dict[int, Any]] = {}
-    _deliver(tensor, start, pending)
+    owned = {id(start)}
+    _deliver(tensor, start, pending, owned)
     for node in _history(tensor):
         found = pending.pop(node, None)
         if found is None:
             continue
         for parent, gradient in zip(node.parents, _gradients(node, found), strict=False):
             if parent is not None and gradient is not None and parent.requires_grad:
-                _deliver(parent, gradient, pending)
+                _deliver(parent, gradient, pending, owned)
         if not retain_graph:
             node.residuals = None
 
@@ -459,9 +462,19 @@ def _gradients(node: Node, found: dict[int, Any]) -> Any:
         return node.backward(node.residuals, *douts, **node.options)
 
 
-def _deliver(tensor: Tensor, gradient: Any, pending: dict[Node, dict[int, Any]]) -> None:
+def _deliver(tensor: Tensor, gradient: Any, pending: Any, owned: set[int]) -> None:
+    """Add a gradient to a leaf's, or to what waits for the node of another Tensor.
+
+    A leaf's gradient is its own: an array that is part of another or has been given away (``owned``)
+    is copied, so that writing to one gradient changes no other.
+    """
     if tensor.node is None:
-        tensor.grad = wrap(gradient if tensor.grad is None else tensor.grad.data + gradient)
+        if tensor.grad is not None:
+            gradient = tensor.grad.data + gradient
+        elif id(gradient) in owned or getattr(gradient, "base", None) is not None:
+            gradient = namespace(gradient).asarray(gradient, copy=True)
+        owned.add(id(gradient))
+        tensor.grad = wrap(gradient)
         return
     of_node = pending.setdefault(tensor.node, {})
     before = of_node.get(tensor.output)
