@@ -277,7 +277,7 @@ def summary(
                 "engine": name, "window": window, "ratio": statistics.median(pairs),
                 "ratio_low": min(pairs), "ratio_high": max(pairs),
                 "tokens_per_second": statistics.median(rates[window]),
-                "target": TARGETS.get((name, window)),
+                "target": TARGETS.get((name, window)), "windows": rates[window],
             })  # fmt: skip
     return {
         "model": "SmolLM2-135M-Instruct, float32", "windows": arguments.windows,

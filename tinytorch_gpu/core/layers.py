@@ -32,10 +32,12 @@ class _Norm(Module):
     def _flat(self, x: Any) -> tuple[Tensor, tuple[int, ...]]:
         """``x`` with the normalized axes as one, and the shape to give the result."""
         x = as_tensor(x, self.gamma)
+        if x.data.shape[-1:] == self.normalized_shape:
+            return x, x.data.shape
         covered = len(self.normalized_shape)
         if x.shape[-covered:] != self.normalized_shape:
             raise ValueError(f"expected (..., {self.normalized_shape}), got shape {x.shape}")
-        return (x if covered == 1 else x.reshape(*x.shape[:-covered], self.size)), x.shape
+        return x.reshape(*x.shape[:-covered], self.size), x.shape
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """``total = x + residual`` and the norm of it, in one operation: both (..., C)."""
@@ -65,7 +67,7 @@ class LayerNorm(_Norm):
         """(..., *normalized_shape) -> the same shape."""
         flat, shape = self._flat(x)
         out = ops.layer_norm(flat, self.gamma, self.beta, eps=self.eps)
-        return out if out.shape == shape else out.reshape(shape)
+        return out if flat is x else out.reshape(shape)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_layer_norm(x, residual, self.gamma, self.beta, eps=self.eps)
@@ -81,7 +83,7 @@ class RMSNorm(_Norm):
         """(..., *normalized_shape) -> the same shape."""
         flat, shape = self._flat(x)
         out = ops.rms_norm(flat, self.gamma, eps=self.eps)
-        return out if out.shape == shape else out.reshape(shape)
+        return out if flat is x else out.reshape(shape)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_rms_norm(x, residual, self.gamma, eps=self.eps)

@@ -16,6 +16,11 @@ class Module:
 
     training = True
 
+    def __init_subclass__(cls) -> None:
+        # Calling a module is its forward itself: a hop less for each part of each layer.
+        if "forward" in cls.__dict__:
+            cls.__call__ = cls.forward  # type: ignore[method-assign]
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.forward(*args, **options)
 

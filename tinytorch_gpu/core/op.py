@@ -98,6 +98,8 @@ class Op:
         if not self.differentiable:
             return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
         result, residuals = made
+        if self.outputs == 1 and not (wanted and grad_enabled()):
+            return wrap(result)
         tensors = [wrap(result)] if self.outputs == 1 else [wrap(r) for r in result]
         if wanted and grad_enabled():
             self._record(maker, args, residuals, options, tensors)

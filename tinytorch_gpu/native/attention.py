@@ -67,10 +67,10 @@ def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
     # One row at a time: a matrix of the few query heads of a key head is a worse shape for the BLAS.
     queries = (q * scale).reshape(kv_heads, heads // kv_heads, 1, width)
     scores = numpy.matmul(queries, k[0].transpose(1, 2, 0)[:, None])
-    top = scores.max(axis=-1, keepdims=True)
+    top = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
     scores -= top
     numpy.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
+    total = numpy.add.reduce(scores, axis=-1, keepdims=True)
     out = numpy.matmul(scores, v[0].transpose(1, 0, 2)[:, None])
     out /= total
     out = out.reshape(1, 1, heads, v.shape[3])
