@@ -1,0 +1,154 @@
+"""The ranges a profiler sees: their tree, their names, and nothing at all when off."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinytorch_gpu import Transformer, nvtx, ops
+
+
+class Domain:
+    """Records the tree of ranges as (name, children), as NVTX's domain is called."""
+
+    def __init__(self) -> None:
+        self.root: list[Any] = []
+        self.open = [self.root]
+        self.made: list[tuple[str, str]] = []
+        self.payloads: list[tuple[str, Any]] = []
+
+    def get_event_attributes(self, message: str, color: str, category: str) -> Any:
+        self.made.append((message, category))
+        return type("Attributes", (), {"message": message, "payload": None})()
+
+    def push_range(self, attributes: Any) -> None:
+        children: list[Any] = []
+        self.open[-1].append((attributes.message, children))
+        self.open.append(children)
+        self.payloads.append((attributes.message, attributes.payload))
+
+    def pop_range(self) -> None:
+        self.open.pop()
+
+
+@pytest.fixture
+def domain() -> Iterator[Domain]:
+    made = Domain()
+    assert nvtx.enable(made)
+    yield made
+    nvtx.disable()
+    nvtx.enable()
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return Transformer(
+        20,
+        16,
+        4,
+        2,
+        24,
+        32,
+        position="rotary",
+        norm="rms",
+        activation="swiglu",
+        seed=0,
+        device="cpu",
+    )
+
+
+def names(children: list[Any]) -> list[str]:
+    return [name for name, _ in children]
+
+
+def everything(children: list[Any]) -> list[str]:
+    return [n for name, below in children for n in (name, *everything(below))]
+
+
+def test_the_tree_of_a_generation(domain: Domain, model: Transformer) -> None:
+    model.generate([[1, 2, 3]], 3, temperature=0)
+    assert names(domain.root) == ["prefill", "sample", "decode", "sample", "decode", "sample"]
+    for phase in (domain.root[0][1], domain.root[2][1]):
+        layers = dict(phase)
+        assert [n for n in layers if n.startswith("layer")] == ["layer.00", "layer.01"]
+        assert {"embed", "lm_head"} <= set(layers)
+        for i in range(2):
+            parts = layers[f"layer.{i:02d}"]
+            assert names(parts) == ["norm1", "attention", "norm2", "ffn"]
+            below = dict(parts)
+            assert names(below["norm1"]) == ["op.rms_norm"]
+            assert "op.linear" in names(below["attention"]) and "op.linear" in names(below["ffn"])
+            assert any("attention" in name for name in names(below["attention"]))
+    assert domain.open == [domain.root]
+
+
+def test_the_ops_are_the_same_in_every_layer(domain: Domain, model: Transformer) -> None:
+    model([[1, 2, 3]])
+    layers = [everything(below) for name, below in domain.root if name.startswith("layer")]
+    assert layers[0] == layers[1]
+    assert {"op.linear", "op.rotary", "op.attention"} <= set(layers[0])
+
+
+def test_a_post_norm_layer_and_its_backward(domain: Domain) -> None:
+    model = Transformer(20, 16, 4, 1, 24, 32, pre_norm=False, seed=0, device="cpu")
+    model([[1, 2, 3]]).sum().backward()
+    tree = dict(domain.root)
+    assert set(names(tree["layer.00"])) == {"norm1", "attention", "norm2", "ffn"}
+    assert {"op.linear.backward", "op.attention.backward", "op.add_layer_norm.backward"} <= set(
+        tree
+    )
+
+
+def test_names_are_those_that_nsight_can_filter(domain: Domain, model: Transformer) -> None:
+    model.generate([[1, 2], [3]], 2, temperature=0.5, top_k=3, seed=0, repetition_penalty=1.2)
+    model([[1, 2, 3]]).sum().backward()
+    assert len(domain.made) == len(set(domain.made)), "attributes are built once per name"
+    for name, category in domain.made:
+        assert not set(name) & set("@,[]/*+"), name
+        assert category in nvtx.COLORS
+    # What varies is the payload: each new name is kept for ever.
+    before = len(domain.made)
+    model.generate([[1, 2, 3, 4], [3]], 9, temperature=0.5, top_k=3, seed=0, repetition_penalty=1.2)
+    assert len(domain.made) == before
+
+
+def test_payloads_say_what_varies(domain: Domain, model: Transformer) -> None:
+    model.generate([[1, 2, 3]], 3, temperature=0)
+    found = [p for p in domain.payloads if p[0] in ("prefill", "decode", "layer.01")]
+    assert ("prefill", 3) in found and ("decode", 3) in found and ("decode", 4) in found
+    assert ("layer.01", 1) in found
+
+
+def test_ranges_close_when_something_fails(domain: Domain, model: Transformer) -> None:
+    with pytest.raises(ValueError):
+        model.transformer_blocks[0](np.zeros((1, 2, 16), np.float32), mask=np.zeros((1, 5, 5)))
+    with pytest.raises(ValueError):
+        ops.linear(np.zeros((1, 2)), np.zeros((3, 5)))
+    assert domain.open == [domain.root]
+
+
+def test_off_means_nothing_is_built_or_called(
+    monkeypatch: pytest.MonkeyPatch, model: Transformer
+) -> None:
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("a range was opened")
+
+    domain = Domain()
+    nvtx.enable(domain)
+    nvtx.disable()
+    monkeypatch.setattr(nvtx, "push", never)
+    monkeypatch.setattr(nvtx, "pop", never)
+    assert not nvtx.on
+    model.generate([[1, 2, 3]], 2, temperature=0)
+    model([[1]]).sum().backward()
+    assert domain.made == [] and domain.root == []
+    nvtx.enable()
+
+
+def test_turned_off_inside_a_range(domain: Domain) -> None:
+    with nvtx.span("decode", "phase"):
+        nvtx.disable()
+    with nvtx.span("decode", "phase"):
+        nvtx.enable(domain)  # the range that was not opened is not closed
+    assert len(domain.root) == 1
