@@ -76,9 +76,15 @@ def _prompts(input_ids: Any, vocab_size: int) -> tuple[list[Any], bool]:
         rows, ragged = list(ids.reshape(-1, ids.shape[-1])), False
     if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
         raise ValueError("a prompt is empty: give at least one token")
+    rows = [_whole(row) for row in rows]
     for row in rows:
         check_ids(row, vocab_size)
     return rows, ragged
+
+
+def _whole(ids: Any) -> Any:
+    """Whole numbers that came as floats as integers, as the model takes them."""
+    return ids.astype(numpy.int64) if ids.dtype.kind == "f" and not (ids % 1).any() else ids
 
 
 def _length(row: Any) -> int:
