@@ -240,9 +240,8 @@ class Device:
 
     def zeros(self, shape: Any, dtype: Any = "float32") -> Any:
         """Return an array of zeros."""
-        array = self.empty(shape, dtype)
-        array[...] = 0
-        return array
+        with self.active():
+            return self.xp.zeros(shape, dtype=globals()["dtype"](dtype))
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         """Return ``values`` (nested lists or an array of any device) as an array here."""
@@ -258,10 +257,14 @@ class Device:
     def cache_pair(
         self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
     ) -> tuple[Any, Any]:
-        """Return uninitialised keys and values (batch, capacity, kv heads, head dim), laid out in
-        memory as attention reads them fastest here."""
+        """Return keys and values (batch, capacity, kv heads, head dim), laid out in memory as
+        attention reads them fastest here.
+
+        They are zeros: a value that no query sees still takes part in a product, and a NaN that
+        memory happened to hold would come through it.
+        """
         shape = (batch, capacity, kv_heads, head_dim)
-        return self.empty(shape, dtype), self.empty(shape, dtype)
+        return self.zeros(shape, dtype), self.zeros(shape, dtype)
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which this is the current device."""
@@ -317,8 +320,8 @@ class CpuDevice(Device):
         self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
     ) -> tuple[Any, Any]:
         # One query times all keys is a product along the keys, which therefore lie together.
-        keys = self.empty((batch, kv_heads, head_dim, capacity), dtype)
-        values = self.empty((batch, kv_heads, capacity, head_dim), dtype)
+        keys = self.zeros((batch, kv_heads, head_dim, capacity), dtype)
+        values = self.zeros((batch, kv_heads, capacity, head_dim), dtype)
         return keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
 
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
