@@ -1,6 +1,8 @@
 """The generation loop: one prefill of the prompt, then single-token steps through the cache."""
 
+import operator
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy
@@ -52,10 +54,12 @@ def generate(
     last one generated are in it. Bad arguments are a ValueError at once.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    if isinstance(max_new_tokens, bool) or max_new_tokens != int(max_new_tokens):
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Real):
         raise ValueError(f"max_new_tokens must be a whole number, not {max_new_tokens!r}")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or above, not {max_new_tokens}")
+    if max_new_tokens < 0 or max_new_tokens % 1:
+        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens}")
+    if not hasattr(pad_id, "__index__"):
+        raise ValueError(f"pad_id must be a token id, not {pad_id!r}")
     prompts, ragged = _prompts(input_ids, model.config.vocab_size)
     sampler = Sampler(sampling, len(prompts), model.config.vocab_size, model.device, seed)
     run = _Run(model, prompts, int(max_new_tokens), sampler, stop_tokens, pad_id, cache)
@@ -73,7 +77,7 @@ def _prompts(input_ids: Any, vocab_size: int) -> tuple[list[Any], bool]:
         ids = numpy.asarray(_host(input_ids))
         if ids.ndim not in (1, 2):
             raise ValueError(f"prompts must be (T,) or (B, T), not {ids.shape}")
-        rows, ragged = list(ids.reshape(-1, ids.shape[-1])), False
+        rows, ragged = list(ids[None] if ids.ndim == 1 else ids), False
     if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
         raise ValueError("a prompt is empty: give at least one token")
     rows = [_whole(row) for row in rows]
@@ -85,6 +89,14 @@ def _prompts(input_ids: Any, vocab_size: int) -> tuple[list[Any], bool]:
 def _whole(ids: Any) -> Any:
     """Whole numbers that came as floats as integers, as the model takes them."""
     return ids.astype(numpy.int64) if ids.dtype.kind == "f" and not (ids % 1).any() else ids
+
+
+def _token_ids(stop_tokens: Any) -> Any:
+    try:
+        found = sorted({operator.index(token) for token in stop_tokens})
+    except TypeError:
+        raise ValueError(f"stop_tokens must be token ids, not {stop_tokens!r}") from None
+    return numpy.asarray(found, dtype=numpy.int64)
 
 
 def _length(row: Any) -> int:
@@ -121,7 +133,7 @@ class _Run:
         pad_id: int, cache: Cache | None,
     ):  # fmt: skip
         self.model, self.prompts, self.sampler, self.pad_id = model, prompts, sampler, pad_id
-        self.stop = numpy.asarray(sorted(set(stop_tokens)), dtype=numpy.int64)
+        self.stop = _token_ids(stop_tokens)
         lengths = numpy.array([len(prompt) for prompt in prompts])
         room = model.config.max_seq_length
         self.cache: Any = cache

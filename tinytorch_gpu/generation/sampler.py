@@ -1,6 +1,7 @@
 """How the next token is chosen, with every parameter in device memory."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from .. import nvtx, ops
@@ -24,6 +25,9 @@ class Sampling:
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Real) and (value is not None or name == "temperature"):
+                raise ValueError(f"{name} must be a number, not {value!r}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 or above, not {self.temperature}")
         if self.top_k is not None and (self.top_k != int(self.top_k) or self.top_k < 0):

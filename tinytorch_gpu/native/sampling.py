@@ -24,6 +24,8 @@ def _sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, s
 def _draw(scaled: Any, top_k: int, top_p: Any, min_p: Any, draw: float) -> int:
     """One token of softmax(scaled (V,)), cut by top k, top p and min p."""
     classes, top = len(scaled), scaled.max()
+    if not numpy.isfinite(top):
+        return int(scaled.argmax())  # broken logits: the caller looks at the chosen one
     kept = numpy.arange(classes)
     if 0 < top_k < classes:
         edge = numpy.partition(scaled, classes - top_k)[classes - top_k]
