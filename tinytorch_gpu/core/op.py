@@ -22,11 +22,30 @@ _reference_only = False
 
 @dataclass(frozen=True)
 class Maker:
-    """A fast way to do an operation on one device, for the arguments that ``accepts`` takes."""
+    """A fast way to do an operation on one device, for the arguments that ``accepts`` takes.
+
+    ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function of
+    the position that reads the same arrays anew and writes the same result in place, or None.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None
     accepts: Callable[..., bool] | None
+    plan: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation, as ``record`` saw it."""
+
+    op: "Op"
+    maker: Maker | None
+    arrays: list[Any]
+    options: dict[str, Any]
+    result: Any
+
+
+_calls: list[Call] | None = None
 
 
 class Op:
@@ -73,9 +92,10 @@ class Op:
         forward: Callable[..., Any],
         backward: Callable[..., Any] | None = None,
         accepts: Callable[..., bool] | None = None,
+        plan: Callable[..., Any] | None = None,
     ) -> None:
         """Register a fast version for the arrays of device kind ``where``."""
-        self.makers[where] = Maker(forward, backward, accepts)
+        self.makers[where] = Maker(forward, backward, accepts, plan)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):
@@ -95,6 +115,9 @@ class Op:
                 made = forward(*arrays, **options)
         else:
             made = forward(*arrays, **options)
+        if _calls is not None:
+            result = made[0] if self.differentiable else made
+            _calls.append(Call(self, maker, arrays, options, result))
         if not self.differentiable:
             return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
         result, residuals = made
@@ -173,3 +196,14 @@ def reference_only() -> Iterator[None]:
         yield
     finally:
         _reference_only = before
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Call]]:
+    """Collect the calls of operations inside, in order, while they run as always."""
+    global _calls
+    before, _calls = _calls, []
+    try:
+        yield _calls
+    finally:
+        _calls = before

@@ -12,6 +12,7 @@ from ..backend import namespace, to_numpy
 from ..core.embeddings import check_ids
 from ..core.tensor import Tensor, no_grad, wrap
 from .cache import Cache
+from .capture import CapturedStep, can_capture, capture
 from .sampler import Sampler, Sampling
 
 # Longer prompts are prefilled in parts, so that the workspace does not grow with them.
@@ -149,6 +150,8 @@ class _Run:
         self.left = numpy.minimum(count, room - held - lengths)
         self.capacity = min(room, longest + count)
         self.lengths = lengths
+        self.captured: CapturedStep | None = None
+        self.tried = False
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps; the model is in evaluation mode meanwhile."""
@@ -217,10 +220,20 @@ class _Run:
 
         The ids never leave the device, except that a finished row is fed the pad id.
         """
+        if self.captured is not None:
+            return self.captured(int(tokens[0]))
+        if not self.tried and can_capture(self.model, self.cache):
+            self.tried = True
+            logits, self.captured = capture(self.model, self.cache, int(tokens[0]), self._step)
+            return logits
         if finished.any():
             ids = self.model.device.asarray(numpy.clip(tokens, 0, self.model.config.vocab_size - 1))
         self._make_room(finished)
-        hidden, _ = self.model.hidden(wrap(ids[:, None]), cache=self.cache)
+        return self._step(wrap(ids[:, None]))
+
+    def _step(self, ids: Tensor) -> Tensor:
+        """One pass over ids (B, 1): the logits (B, V)."""
+        hidden, _ = self.model.hidden(ids, cache=self.cache)
         return self.model.logits(wrap(hidden.data[:, -1]))
 
     def _make_room(self, finished: Any) -> None:

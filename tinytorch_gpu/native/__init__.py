@@ -4,6 +4,16 @@ Where the references make a temporary for every step, these write into buffers, 
 stay in cache, and choose the product that suits the layout.
 """
 
-from . import activation, attention, embedding, linear, norm, rotary, sampling
+from . import activation, attention, decode, elementwise, embedding, linear, norm, rotary, sampling
 
-__all__ = ["activation", "attention", "embedding", "linear", "norm", "rotary", "sampling"]
+__all__ = [
+    "activation",
+    "attention",
+    "decode",
+    "elementwise",
+    "embedding",
+    "linear",
+    "norm",
+    "rotary",
+    "sampling",
+]

@@ -66,6 +66,31 @@ def _gated(function: Callable[[Any, Any], None]) -> Callable[..., Any]:
     return forward
 
 
+def _plan(function: Callable[[Any, Any], None], gated: bool) -> Callable[[Any, Any], Any]:
+    """The activation of one token from ``inner`` to ``out`` (both 1-D), ready to repeat."""
+
+    def planned(inner: Any, out: Any) -> Any:
+        first, second = (inner[: len(out)], inner[len(out) :]) if gated else (inner, None)
+
+        def run() -> None:
+            function(first, out)
+            if second is not None:
+                numpy.multiply(out, second, out=out)
+
+        return run
+
+    return planned
+
+
+# For a linear map that ends in an activation. The caller ignores overflow (see _silu).
+PLANNED = {
+    "relu": _plan(_relu, False),
+    "silu": _plan(_silu, False),
+    "gelu_tanh": _plan(_gelu_tanh, False),
+    "swiglu": _plan(_silu, True),
+    "geglu": _plan(_gelu_tanh, True),
+}
+
 relu.maker("cpu", _simple(_relu), accepts=plain)
 silu.maker("cpu", _simple(_silu), accepts=plain)
 gelu_tanh.maker("cpu", _simple(_gelu_tanh), accepts=plain)

@@ -10,7 +10,7 @@ import numpy
 
 from ..backend import append_rows
 from ..core.tensor import grad_enabled
-from ..ops import attention, cached_attention
+from ..ops import attention
 from .buffers import plain
 from .rotary import turn
 
@@ -80,11 +80,12 @@ def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
     return out, (inputs, out, top.reshape(1, heads, 1, 1))
 
 
-def _cached(
+def cached(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
     window: int | None = None,
 ) -> Any:  # fmt: skip
+    """The forward of ``cached_attention``."""
     kv_heads = (packed.shape[2] - heads) // 2
     turned = heads + kv_heads
     if cos is not None:
@@ -99,10 +100,11 @@ def _cached(
     return out.reshape(*out.shape[:2], -1)
 
 
-def _accepts_cached(
+def accepts_cached(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, **options: Any,
 ) -> bool:  # fmt: skip
+    """Whether ``cached`` takes these arguments."""
     return plain(packed, keys, values) and (cos is None or 2 * cos.shape[1] == packed.shape[3])
 
 
@@ -148,4 +150,3 @@ def _block(q: Any, k: Any, v: Any, seen: Any, out: Any, lse: Any) -> None:
 
 
 attention.maker("cpu", _forward, accepts=_accepts)
-cached_attention.maker("cpu", _cached, accepts=_accepts_cached)

@@ -9,6 +9,7 @@ from ..backend import dtype_name, is_half
 from ..core.op import OPS
 from ..core.tensor import grad_enabled
 from ..ops import linear
+from .activation import PLANNED
 from .buffers import plain, rows_of
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
@@ -106,4 +107,34 @@ def _warn_once(weight: Any) -> None:
         )
 
 
-linear.maker("cpu", _forward, accepts=_accepts)
+def _vector_product(a: Any, b: Any, out: Any) -> None:
+    numpy.dot(a, b, out=out)
+
+
+def _plan(
+    out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None,
+) -> Any:  # fmt: skip
+    """The product of one token, ready to repeat."""
+    gated = activation in PLANNED
+    if x.size != weight.shape[1] or weight.dtype != x.dtype or not (activation is None or gated):
+        return None
+    row, place = x.reshape(-1), out.reshape(-1)
+    inner = place if activation is None else numpy.empty(weight.shape[0], x.dtype)
+    pair = (weight, row) if weight.flags.c_contiguous else (row, weight.T)
+    activate = None if activation is None else PLANNED[activation](inner, place)
+    added = None if residual is None else residual.reshape(-1)
+
+    def run(position: int) -> None:
+        _vector_product(*pair, inner)
+        if bias is not None:
+            numpy.add(inner, bias, out=inner)
+        if activate is not None:
+            activate()
+        if added is not None:
+            numpy.add(place, added, out=place)
+
+    return run
+
+
+linear.maker("cpu", _forward, accepts=_accepts, plan=_plan)

@@ -66,7 +66,39 @@ def _accepts(*arrays: Any, eps: float = 0.0) -> bool:
     return plain(*arrays)
 
 
-layer_norm.maker("cpu", _layer, accepts=_accepts)
-rms_norm.maker("cpu", _rms, accepts=_accepts)
+def _plan_rms(out: Any, x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    """The norm of one token, ready to repeat."""
+    if x.size != x.shape[-1]:
+        return None
+    row, place, kind = x.reshape(-1), out.reshape(-1), x.dtype.type
+    width = len(row)
+
+    def run(position: int) -> None:
+        scale = 1 / math.sqrt(float(numpy.dot(row, row)) / width + eps)
+        numpy.multiply(row, kind(scale), out=place)
+        numpy.multiply(place, weight, out=place)
+
+    return run
+
+
+def _plan_layer(out: Any, x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+    """The norm of one token, ready to repeat."""
+    if x.size != x.shape[-1]:
+        return None
+    row, place, kind = x.reshape(-1), out.reshape(-1), x.dtype.type
+    width = len(row)
+
+    def run(position: int) -> None:
+        numpy.subtract(row, kind(row.mean()), out=place)
+        scale = 1 / math.sqrt(float(numpy.dot(place, place)) / width + eps)
+        numpy.multiply(place, kind(scale), out=place)
+        numpy.multiply(place, weight, out=place)
+        numpy.add(place, bias, out=place)
+
+    return run
+
+
+layer_norm.maker("cpu", _layer, accepts=_accepts, plan=_plan_layer)
+rms_norm.maker("cpu", _rms, accepts=_accepts, plan=_plan_rms)
 add_layer_norm.maker("cpu", _add_layer, accepts=_accepts)
 add_rms_norm.maker("cpu", _add_rms, accepts=_accepts)
