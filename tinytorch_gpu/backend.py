@@ -157,9 +157,8 @@ def scatter_add(rows: int, index: Any, values: Any) -> Any:
     if xp is numpy:
         return _scatter_add_sorted(rows, index, values)
     if kind(values) == "cuda":
-        cupyx = importlib.import_module("cupyx")
         total = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-        cupyx.scatter_add(total, index, values)
+        xp.add.at(total, index, values)
         return total
     places = xp.arange(rows, dtype=index.dtype)
     onehot = xp.astype(places[:, None] == index[None, :], values.dtype)
@@ -168,11 +167,8 @@ def scatter_add(rows: int, index: Any, values: Any) -> Any:
 
 def add_at(target: Any, index: Any, values: Any) -> None:
     """``target[index] += values`` where an index that comes twice adds twice."""
-    where = kind(target)
-    if where == "cpu":
-        numpy.add.at(target, index, values)
-    elif where == "cuda":
-        importlib.import_module("cupyx").scatter_add(target, index, values)
+    if kind(target) in ("cpu", "cuda"):
+        namespace(target).add.at(target, index, values)
     else:
         target[index] = target[index] + values
 
