@@ -31,7 +31,7 @@ def render(template: str, **variables: Any) -> str:
             parts.append(part)
         return "".join(parts)
     except (jinja2.TemplateError, ValueError, TypeError, ArithmeticError, LookupError,
-            AttributeError, RecursionError, MemoryError) as error:  # fmt: skip
+            AttributeError, SyntaxError, RecursionError, MemoryError) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"the model's chat template failed: {reason}") from None
 
@@ -68,8 +68,8 @@ def _environment() -> Any:
     def raise_exception(message: Any) -> None:
         raise jinja2.TemplateError(str(message))
 
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment.filters["tojson"] = tojson
     environment.globals.update(

@@ -31,7 +31,7 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
     """Return the tokenizer of a GGUF's metadata; a ValueError if it is broken or unknown."""
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
-    kinds = [_NORMAL] * len(tokens) if types is None else [int(kind) for kind in types]
+    kinds = [_NORMAL] * len(tokens) if types is None else _numbers(types, int, "token types")
     if len(kinds) != len(tokens):
         raise ValueError(f"the file has {len(tokens)} tokens but {len(kinds)} token types")
     model = metadata.get("tokenizer.ggml.model")
@@ -59,7 +59,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Any:
     """GPT-2's byte-level byte-pair encoding, the text cut by the rule the file names."""
     lib = library()
     rule = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if rule not in _RULES:
+    if not isinstance(rule, str) or rule not in _RULES:
         raise ValueError(f"pre-tokenizer {rule!r} is not supported; {', '.join(_RULES)} are")
     merges = [tuple(m.split(" ", 1)) for m in _strings(metadata, "tokenizer.ggml.merges")]
     if any(len(pair) != 2 for pair in merges):
@@ -82,8 +82,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Any:
 def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> Any:
     """LLaMA's SentencePiece: byte-pair encoding whose merges follow from the pieces' scores."""
     lib = library()
-    scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
+    scores = _numbers(metadata.get("tokenizer.ggml.scores", ()), float, "scores")
+    if len(scores) != len(tokens):
         raise ValueError(f"the file needs a score for each of its {len(tokens)} tokens")
     known = {t: i for i, t in enumerate(tokens) if kinds[i] in (_NORMAL, _USER)}
     ranked = []
@@ -91,7 +91,7 @@ def _sentence_piece(metadata: Mapping[str, Any], tokens: list[str], kinds: list[
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in known and right in known:
-                ranked.append((-float(scores[i]), known[left], known[right], left, right))
+                ranked.append((-scores[i], known[left], known[right], left, right))
     ranked.sort()
     unknown = next((t for i, t in enumerate(tokens) if kinds[i] == _UNKNOWN), None)
     merges = [(left, right) for *_, left, right in ranked]
@@ -137,6 +137,13 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     if not all(isinstance(item, str) for item in found):
         raise ValueError(f"{key} must hold strings only")
     return list(found)
+
+
+def _numbers(found: Any, kind: Any, name: str) -> list[Any]:
+    try:
+        return [kind(item) for item in found]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"the file's {name} must be a list of numbers") from None
 
 
 def _special_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:

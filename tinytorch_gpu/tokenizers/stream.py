@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 
-# A character has at most four bytes, so more undecodable tokens than that are no character.
-_LONGEST = 6
-
 
 class StreamDecoder:
     """Gives out text as soon as its bytes are complete; the pieces join to the whole text.
 
-    Each push decodes only the few last ids: a token's text can depend on the one before it.
+    Each push decodes only the few last ids: a token's text can depend on the one before it. Text
+    that ends in U+FFFD waits, as the next id may complete it.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
@@ -21,9 +19,7 @@ class StreamDecoder:
         """Take one id; return the text that is complete now, often "" or one word."""
         self._ids.append(int(token_id))
         text = self._decode(self._ids)
-        if text.endswith("\ufffd") and len(self._ids) - self._given < _LONGEST:
-            return ""
-        return self._give(text)
+        return "" if text.endswith("\ufffd") else self._give(text)
 
     def flush(self) -> str:
         """Return what is still held back, incomplete characters as U+FFFD."""
@@ -31,6 +27,8 @@ class StreamDecoder:
 
     def _give(self, text: str) -> str:
         before = self._decode(self._ids[: self._given])
-        self._ids = self._ids[self._given :]
-        self._given = len(self._ids)
-        return text[len(before) :]
+        piece = text[len(before) :]
+        if piece:  # ids without text, such as skipped special ones, are no context for the next
+            self._ids = self._ids[self._given :]
+            self._given = len(self._ids)
+        return piece

@@ -66,19 +66,23 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         eos = generation.get("eos_token_id", [])
-        ids = [eos] if isinstance(eos, int) else list(eos or [])
+        ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if not all(type(i) is int for i in ids):
+            raise ValueError(f"{folder}: eos_token_id must be an id or a list of ids, not {eos!r}")
         named = {
             key: _token_id(backend, config.get(f"{key}_token")) for key in ("bos", "eos", "pad")
         }
         if named["eos"] is not None:
-            ids.insert(0, named["eos"])
+            ids = [named["eos"], *ids]
         template_file = folder / "chat_template.jinja"
         template = config.get("chat_template")
         if template_file.is_file():
             template = template_file.read_text(encoding="utf-8")
         if isinstance(template, list):  # several named templates
-            by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = by_name.get("default")
+            named_default = (
+                t for t in template if isinstance(t, dict) and t.get("name") == "default"
+            )
+            template = next(named_default, {}).get("template")
         return cls(
             backend, bos_id=named["bos"], eos_ids=ids, pad_id=named["pad"],
             chat_template=template if isinstance(template, str) else None,
@@ -92,10 +96,10 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of ``text``; with ``add_special_tokens`` those that the model's texts
         begin with come first."""
-        try:
-            ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError:
-            raise ValueError("the text holds lone surrogates: it is no valid Unicode") from None
+        # The library's own error depends on its version, so look first.
+        if isinstance(text, str) and any("\ud800" <= char <= "\udfff" for char in text):
+            raise ValueError("the text holds lone surrogates: it is no valid Unicode")
+        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         if self.add_bos and add_special_tokens and self.bos_id is not None:
             return [self.bos_id, *ids]
         return ids
