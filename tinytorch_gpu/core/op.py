@@ -14,7 +14,8 @@ from typing import Any
 
 from .. import nvtx
 from ..backend import kind_of_type, kinds, load_makers, loaded_makers
-from .tensor import Node, Tensor, grad_enabled, operators, wrap
+from .graph import Node
+from .tensor import Tensor, grad_enabled, operators, wrap
 
 OPS: dict[str, "Op"] = {}
 _reference_only = False

@@ -13,6 +13,7 @@ from .. import nvtx
 from ..backend import Device, device, device_of, dtype_name, float_dtype, is_array, namespace
 from ..backend import dtype as dtype_called
 from ..backend import to_numpy as array_to_numpy
+from .graph import Node, propagate
 
 # Filled by ops/: the operation of each operator and method below.
 operators: dict[str, Callable[..., Any]] = {}
@@ -170,6 +171,10 @@ class Tensor:
     def zero_grad(self) -> None:
         self.grad = None
 
+    def hold(self, gradient: Any) -> None:
+        """Make an array the gradient of this leaf."""
+        self.grad = wrap(gradient)
+
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add to ``.grad`` of every leaf this came from the gradient of this Tensor.
 
@@ -187,7 +192,7 @@ class Tensor:
             if tuple(start.shape) != self.shape:
                 raise ValueError(f"gradient has shape {start.shape}, the Tensor {self.shape}")
         with no_grad():
-            _propagate(self, start, retain_graph)
+            propagate(self, start, retain_graph)
 
     # --- moving and casting ---
     def to(self, target: Any) -> "Tensor":
@@ -346,20 +351,6 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=requires_grad, **where)
 
 
-class Node:
-    """One recorded operation: how to send gradients from its outputs to its parents."""
-
-    __slots__ = ("backward", "name", "options", "outputs", "parents", "residuals", "time")
-    _count = 0
-
-    def __init__(self, name: str, backward: Any, parents: Any, residuals: Any, options: Any):
-        self.name, self.backward, self.parents = name, backward, parents
-        self.residuals, self.options = residuals, options
-        self.outputs: list[tuple[tuple[int, ...], Any]] = []
-        Node._count += 1
-        self.time = Node._count
-
-
 def wrap(array: Any) -> Tensor:
     """Return a Tensor of ``array`` without looking at it: the cheap way out of an operation."""
     tensor = Tensor.__new__(Tensor)
@@ -413,69 +404,3 @@ def _raw_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(i.data if isinstance(i, Tensor) else i for i in index)
     return index.data if isinstance(index, Tensor) else index
-
-
-def _history(tensor: Tensor) -> list[Node]:
-    """Every node ``tensor`` came from, newest first: an order that is always safe."""
-    if tensor.node is None:
-        return []
-    seen, stack = {tensor.node}, [tensor.node]
-    while stack:
-        for parent in stack.pop().parents:
-            if parent is not None and parent.node is not None and parent.node not in seen:
-                seen.add(parent.node)
-                stack.append(parent.node)
-    return sorted(seen, key=lambda node: -node.time)
-
-
-def _propagate(tensor: Tensor, start: Any, retain_graph: bool) -> None:
-    pending: dict[Node, dict[int, Any]] = {}
-    owned = {id(start)}
-    _deliver(tensor, start, pending, owned)
-    for node in _history(tensor):
-        found = pending.pop(node, None)
-        if found is None:
-            continue
-        for parent, gradient in zip(node.parents, _gradients(node, found), strict=False):
-            if parent is not None and gradient is not None and parent.requires_grad:
-                _deliver(parent, gradient, pending, owned)
-        if not retain_graph:
-            node.residuals = None
-
-
-def _gradients(node: Node, found: dict[int, Any]) -> Any:
-    """The gradients of a node's parents from those of its outputs; an unused output counts 0."""
-    if node.residuals is None:
-        raise RuntimeError(
-            f"the results saved for {node.name} are gone after the first backward(): "
-            "pass retain_graph=True to it to go back twice"
-        )
-    some = next(iter(found.values()))
-    xp = namespace(some)
-    douts = [
-        found[i] if i in found else xp.zeros(shape, dtype=dtype)
-        for i, (shape, dtype) in enumerate(node.outputs)
-    ]
-    if not nvtx.on:
-        return node.backward(node.residuals, *douts, **node.options)
-    with nvtx.span(f"op.{node.name}.backward"):
-        return node.backward(node.residuals, *douts, **node.options)
-
-
-def _deliver(tensor: Tensor, gradient: Any, pending: Any, owned: set[int]) -> None:
-    """Add a gradient to a leaf's, or to what waits for the node of another Tensor.
-
-    A leaf's gradient is its own: an array that is part of another or has been given away (``owned``)
-    is copied, so that writing to one gradient changes no other.
-    """
-    if tensor.node is None:
-        if tensor.grad is not None:
-            gradient = tensor.grad.data + gradient
-        elif id(gradient) in owned or getattr(gradient, "base", None) is not None:
-            gradient = namespace(gradient).asarray(gradient, copy=True)
-        owned.add(id(gradient))
-        tensor.grad = wrap(gradient)
-        return
-    of_node = pending.setdefault(tensor.node, {})
-    before = of_node.get(tensor.output)
-    of_node[tensor.output] = gradient if before is None else before + gradient
