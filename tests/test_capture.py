@@ -1,5 +1,6 @@
 """A captured decode step: the same tokens and logits as ordinary steps."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,15 @@ def test_changed_weights_are_seen() -> None:
     expected = model([[4]], cache=cache).detach().numpy()[0]
     cache.rollback(1)
     np.testing.assert_allclose(step(4).numpy(), expected, atol=1e-5)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    models = [build(LLAMA), build(LLAMA | {"rope_theta": 500.0})]
+    alone = [model.generate([3, 1, 4], 40, temperature=0).numpy().tolist() for model in models]
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [
+            (i % 2, pool.submit(models[i % 2].generate, [3, 1, 4], 40, temperature=0))
+            for i in range(16)
+        ]
+        for which, task in tasks:
+            assert task.result().numpy().tolist() == alone[which]

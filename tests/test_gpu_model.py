@@ -88,15 +88,29 @@ def test_moving_there_and_back() -> None:
     np.testing.assert_array_equal(model(IDS).detach().numpy(), before)
 
 
-def test_a_decode_step_waits_for_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decode_step_waits_for_the_host_once(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """One copy to the host, of the tokens; none from it: its numbers are on the device already."""
+    import cupy
+
     from tinytorch_gpu.generation import engine
 
-    model = Transformer(50, 32, 4, 2, 48, 64, device="cuda", seed=1)
-    steps = model.generate([[1, 2, 3]], 5, temperature=0.7, top_k=5, seed=1, stream=True)
+    config = TransformerConfig(50, 32, 4, 2, 48, 64, **FAMILIES[family])
+    model = Transformer.from_config(config, device="cuda", seed=1)
+    options = {"temperature": 0.7, "top_k": 5, "repetition_penalty": 1.1, "seed": 1}
+    steps = model.generate([[1, 2, 3]], 5, stream=True, **options)
     next(steps)
-    copies = []
-    real = engine.to_numpy
-    monkeypatch.setattr(engine, "to_numpy", lambda x: copies.append(1) or real(x))
+    copies, to_numpy, make = [], engine.to_numpy, cupy.asarray
+
+    def only_from_the_device(x: Any, *rest: Any, **more: Any) -> Any:
+        assert isinstance(x, cupy.ndarray), f"a copy of {x!r} to the device in a decode step"
+        return make(x, *rest, **more)
+
+    monkeypatch.setattr(engine, "to_numpy", lambda x: copies.append(1) or to_numpy(x))
+    for name in ("asarray", "array"):
+        monkeypatch.setattr(cupy, name, only_from_the_device)
     next(steps)
     assert len(copies) == 1
 

@@ -79,7 +79,7 @@ def test_the_tree_of_a_generation(domain: Domain, model: Transformer) -> None:
             below = dict(parts)
             assert names(below["norm1"]) == ["op.rms_norm"]
             assert "op.linear" in names(below["attention"]) and "op.linear" in names(below["ffn"])
-            assert any("attention" in name for name in names(below["attention"]))
+            assert names(below["attention"]) == ["op.linear", "op.attention", "op.linear"]
     assert domain.open == [domain.root]
 
 
@@ -118,6 +118,9 @@ def test_payloads_say_what_varies(domain: Domain, model: Transformer) -> None:
     found = [p for p in domain.payloads if p[0] in ("prefill", "decode", "layer.01")]
     assert ("prefill", 3) in found and ("decode", 3) in found and ("decode", 4) in found
     assert ("layer.01", 1) in found
+    tokens = {p for p in domain.payloads if p[0] in ("norm1", "attention", "op.attention", "embed")}
+    assert tokens == {(name, n) for name in ("norm1", "attention", "op.attention", "embed")
+                      for n in (1, 3)}  # fmt: skip
 
 
 def test_ranges_close_when_something_fails(domain: Domain, model: Transformer) -> None:

@@ -1,7 +1,7 @@
 """Arrays and devices: the one place that knows NumPy from CuPy.
 
 Everything above computes through ``xp = namespace(x)`` in the array API standard's spelling, so it
-runs on NumPy, on CuPy and, in the tests, on array-api-strict. What the standard lacks lives here.
+runs on NumPy, on CuPy and, in the tests, on array-api-strict (``special`` has what that lacks).
 """
 
 import contextlib
@@ -104,6 +104,9 @@ def dtype(name: Any) -> Any:
         raise ValueError(f"unknown dtype {name!r}; choose one of {', '.join(FLOATS)}") from None
 
 
+named_dtype = dtype  # for methods that have an argument called dtype
+
+
 def float_dtype(name: Any) -> Any:
     """Return the floating dtype called ``name``; any other kind of dtype is a ValueError."""
     found = dtype(name)
@@ -145,63 +148,6 @@ def narrow(x: Any, to: Any) -> Any:
     return x if x.dtype == to else namespace(x).astype(x, to)
 
 
-# --- what the standard lacks -----------------------------------------------------------------
-
-
-def scatter_add(rows: int, index: Any, values: Any) -> Any:
-    """Return zeros of shape (rows, width) with ``values`` (n, width) added at ``index`` (n,).
-
-    Repeated indices add up, in a fixed order on the CPU.
-    """
-    xp = namespace(values)
-    if xp is numpy:
-        return _scatter_add_sorted(rows, index, values)
-    if kind(values) == "cuda":
-        total = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
-        xp.add.at(total, index, values)
-        return total
-    places = xp.arange(rows, dtype=index.dtype)
-    onehot = xp.astype(places[:, None] == index[None, :], values.dtype)
-    return onehot @ values
-
-
-def add_at(target: Any, index: Any, values: Any) -> None:
-    """``target[index] += values`` where an index that comes twice adds twice."""
-    if kind(target) in ("cpu", "cuda"):
-        namespace(target).add.at(target, index, values)
-    else:
-        target[index] = target[index] + values
-
-
-def append_rows(target: Any, rows: Any, starts: Any) -> None:
-    """``target[b, starts[b] : starts[b] + T] = rows[b]`` for each of the B rows (B, T, ...).
-
-    An int for ``starts`` (B,) is the same place in all rows.
-    """
-    batch, count = rows.shape[:2]
-    if isinstance(starts, int):
-        target[:, starts : starts + count, ...] = rows
-        return
-    if kind(target) == "cuda":
-        xp = namespace(target)
-        places = starts[:, None] + xp.arange(count)[None, :]
-        target[xp.arange(batch)[:, None], places] = rows
-        return
-    for row in range(batch):
-        start = int(starts[row])
-        target[row, start : start + count, ...] = rows[row, ...]
-
-
-def _scatter_add_sorted(rows: int, index: Any, values: Any) -> Any:
-    """Sum runs of equal indices: ``numpy.add.at`` over rows is several times slower."""
-    total = numpy.zeros((rows, values.shape[1]), dtype=values.dtype)
-    if index.size:
-        order = numpy.argsort(index, kind="stable")
-        found, starts = numpy.unique(index[order], return_index=True)
-        total[found] = numpy.add.reduceat(values[order], starts, axis=0)
-    return total
-
-
 # --- devices --------------------------------------------------------------------------------
 
 
@@ -232,16 +178,16 @@ class Device:
 
     def empty(self, shape: Any, dtype: Any = "float32", order: str = "C") -> Any:
         """Return an uninitialised array; ``order="F"`` stores a matrix column by column."""
-        return self.xp.empty(shape, dtype=globals()["dtype"](dtype), order=order)
+        return self.xp.empty(shape, dtype=named_dtype(dtype), order=order)
 
     def zeros(self, shape: Any, dtype: Any = "float32") -> Any:
         """Return an array of zeros."""
         with self.active():
-            return self.xp.zeros(shape, dtype=globals()["dtype"](dtype))
+            return self.xp.zeros(shape, dtype=named_dtype(dtype))
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         """Return ``values`` (nested lists or an array of any device) as an array here."""
-        wanted = None if dtype is None else globals()["dtype"](dtype)
+        wanted = None if dtype is None else named_dtype(dtype)
         if kind(values) == "cuda" and self.kind == "cpu":
             values = values.get()
         return self.xp.asarray(values, dtype=wanted)

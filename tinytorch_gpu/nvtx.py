@@ -31,7 +31,7 @@ def _open_domain() -> Any:
         return domain
     if not os.environ.get("NVTX_INJECTION64_PATH") or os.environ.get("NVTX_DISABLE"):
         return None
-    # Some tools answer "disabled" to newer nvtx packages although they record (docs: profiling).
+    # Some tools answer "disabled" to newer nvtx packages although they record.
     try:
         from nvtx._lib.lib import Domain
 

@@ -1,9 +1,11 @@
-"""Special functions that neither NumPy nor the array API standard has."""
+"""What the array API standard lacks: the error function, sums at indices, appended rows."""
 
 import functools
 import importlib
 import math
 from typing import Any
+
+import numpy
 
 from .backend import kind, namespace
 
@@ -59,3 +61,57 @@ _ERF_FAR = (
 def _ratio(x: Any, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> Any:
     top, bottom = (functools.reduce(lambda sum_, c: sum_ * x + c, side) for side in coefficients)
     return top / bottom
+
+
+def scatter_add(rows: int, index: Any, values: Any) -> Any:
+    """Return zeros of shape (rows, width) with ``values`` (n, width) added at ``index`` (n,).
+
+    Repeated indices add up, in a fixed order on the CPU.
+    """
+    xp = namespace(values)
+    if xp is numpy:
+        return _scatter_add_sorted(rows, index, values)
+    if kind(values) == "cuda":
+        total = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
+        xp.add.at(total, index, values)
+        return total
+    places = xp.arange(rows, dtype=index.dtype)
+    onehot = xp.astype(places[:, None] == index[None, :], values.dtype)
+    return onehot @ values
+
+
+def add_at(target: Any, index: Any, values: Any) -> None:
+    """``target[index] += values`` where an index that comes twice adds twice."""
+    if kind(target) in ("cpu", "cuda"):
+        namespace(target).add.at(target, index, values)
+    else:
+        target[index] = target[index] + values
+
+
+def append_rows(target: Any, rows: Any, starts: Any) -> None:
+    """``target[b, starts[b] : starts[b] + T] = rows[b]`` for each of the B rows (B, T, ...).
+
+    An int for ``starts`` (B,) is the same place in all rows.
+    """
+    batch, count = rows.shape[:2]
+    if isinstance(starts, int):
+        target[:, starts : starts + count, ...] = rows
+        return
+    if kind(target) == "cuda":
+        xp = namespace(target)
+        places = starts[:, None] + xp.arange(count)[None, :]
+        target[xp.arange(batch)[:, None], places] = rows
+        return
+    for row in range(batch):
+        start = int(starts[row])
+        target[row, start : start + count, ...] = rows[row, ...]
+
+
+def _scatter_add_sorted(rows: int, index: Any, values: Any) -> Any:
+    """Sum runs of equal indices: ``numpy.add.at`` over rows is several times slower."""
+    total = numpy.zeros((rows, values.shape[1]), dtype=values.dtype)
+    if index.size:
+        order = numpy.argsort(index, kind="stable")
+        found, starts = numpy.unique(index[order], return_index=True)
+        total[found] = numpy.add.reduceat(values[order], starts, axis=0)
+    return total

@@ -7,7 +7,9 @@ compares each half of one with the same half of the other.
 
 import contextlib
 import inspect
+import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +48,11 @@ class Call:
     result: Any
 
 
-_calls: list[Call] | None = None
+class _Recording(threading.local):
+    calls: list[Call] | None = None
+
+
+_recording = _Recording()
 
 
 class Op:
@@ -54,7 +60,8 @@ class Op:
 
     ``reference(*arrays, **options)`` returns (result, residuals), or only the result when not
     ``differentiable``; with ``outputs`` above 1 the result is a tuple. ``mutates`` names the
-    arguments that it writes in place.
+    arguments that it writes in place. Its NVTX range is called ``op.`` and ``shown_as``, by default
+    the reference's name.
     """
 
     def __init__(
@@ -63,13 +70,14 @@ class Op:
         outputs: int = 1,
         mutates: tuple[str, ...] = (),
         differentiable: bool = True,
+        shown_as: str | None = None,
     ):
         self.name, self.__doc__ = reference.__name__, reference.__doc__
         self.reference, self.outputs = reference, outputs
         self.mutates, self.differentiable = mutates, differentiable
         self.reference_backward: Callable[..., Any] | None = None
         self.makers: dict[str, Maker] = {}
-        self._range = f"op.{self.name}"
+        self._range = f"op.{shown_as or self.name}"
         parameters = inspect.signature(reference).parameters.values()
         self._arrays = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self._options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -112,13 +120,15 @@ class Op:
         forward = self.reference if maker is None else maker.forward
         if nvtx.on:
             fell_back = maker is None and where == "cuda"
-            with nvtx.span(self._range + " (reference)" if fell_back else self._range):
+            name = self._range + " (reference)" if fell_back else self._range
+            with nvtx.span(name, "op", _tokens(arrays)):
                 made = forward(*arrays, **options)
         else:
             made = forward(*arrays, **options)
-        if _calls is not None:
+        calls = _recording.calls
+        if calls is not None:
             result = made[0] if self.differentiable else made
-            _calls.append(Call(self, maker, arrays, options, result))
+            calls.append(Call(self, maker, arrays, options, result))
         if not self.differentiable:
             return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
         result, residuals = made
@@ -181,6 +191,17 @@ class Op:
         return f"<op {self.name}: reference, {', '.join(self.makers) or 'no makers'}>"
 
 
+def _tokens(arrays: list[Any]) -> int:
+    """How many tokens a call is about, the payload of its range: by its first array, which is ids,
+    or states (B, T, ...), or rows (N, C)."""
+    first = next((a for a in arrays if hasattr(a, "shape")), None)
+    if first is None:
+        return 1
+    if "int" in str(first.dtype):
+        return math.prod(first.shape)
+    return math.prod(first.shape[: 2 if len(first.shape) > 2 else 1])
+
+
 def op(reference: Any = None, **declared: Any) -> Any:
     """Make an Op of a reference function: ``@op`` or ``@op(outputs=2, differentiable=False)``."""
     if reference is None:
@@ -201,10 +222,10 @@ def reference_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Call]]:
-    """Collect the calls of operations inside, in order, while they run as always."""
-    global _calls
-    before, _calls = _calls, []
+    """Collect this thread's calls of operations inside, in order, while they run as always."""
+    before, calls = _recording.calls, []  # type: ignore[var-annotated]
+    _recording.calls = calls
     try:
-        yield _calls
+        yield calls
     finally:
-        _calls = before
+        _recording.calls = before

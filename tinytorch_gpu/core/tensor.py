@@ -5,6 +5,7 @@ floor imports no higher one. Gradients follow the recorded operations backwards,
 """
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +99,11 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return int(self.data.size)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows, all axes but the last taken together: tokens, for states (B, T, C)."""
+        return math.prod(self.data.shape[:-1])
 
     @property
     def is_leaf(self) -> bool:

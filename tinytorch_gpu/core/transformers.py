@@ -71,9 +71,9 @@ class TransformerBlock(Module):
         inner, residual = x, None
         if self.pre_norm:
             residual = x
-            with nvtx.span("norm1", "part"):
+            with nvtx.span("norm1", "part", x.tokens):
                 inner = self.norm1(x)
-        with nvtx.span("attention", "part"):
+        with nvtx.span("attention", "part", x.tokens):
             attended = self.attention(
                 inner, mask=mask, return_attention_weights=return_attention_weights,
                 residual=residual, **where,
@@ -84,18 +84,18 @@ class TransformerBlock(Module):
 
     def _pre_norm_rest(self, x: Tensor) -> Tensor:
         """The second half, for ``x`` to which the attention has been added."""
-        with nvtx.span("norm2", "part"):
+        with nvtx.span("norm2", "part", x.tokens):
             inner = self.norm2(x)
-        with nvtx.span("ffn", "part"):
+        with nvtx.span("ffn", "part", x.tokens):
             return self.ffn(inner, residual=x)
 
     def _post_norm_rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """The additions and norms after each part, and the feed-forward part."""
-        with nvtx.span("norm1", "part"):
+        with nvtx.span("norm1", "part", x.tokens):
             inner = self.norm1.add(attended, x)[1]
-        with nvtx.span("ffn", "part"):
+        with nvtx.span("ffn", "part", x.tokens):
             fed = self.ffn(inner)
-        with nvtx.span("norm2", "part"):
+        with nvtx.span("norm2", "part", x.tokens):
             return self.norm2.add(fed, inner)[1]
 
     def get_memory_usage(self) -> dict[str, Any]:
@@ -239,9 +239,9 @@ class Transformer(Module):
 
         ``counts`` (B,), on the host, says how many tokens of each row are real: rows of different
         lengths are padded on the right.
-        """  # fmt: skip
+        """
         positions = self._begin(ids, cache, counts)
-        with nvtx.span("embed", "op"):
+        with nvtx.span("embed", "op", ids.size):
             x = self.token_embedding.look_up(ids)
             if self.pos_encoding is not None:
                 x = self.pos_encoding(x, positions.array(ids))
@@ -271,7 +271,7 @@ class Transformer(Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of states (..., embed_dim)."""
-        with nvtx.span("lm_head", "op"):
+        with nvtx.span("lm_head", "op", hidden.tokens):
             if self.head is not None:
                 return self.head(hidden)
             return ops.linear(hidden, self.token_embedding.weight)

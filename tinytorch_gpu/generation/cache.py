@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy
 
-from ..backend import Device, append_rows, assign, compute_dtype, device
+from ..backend import Device, assign, compute_dtype, device
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
+from ..special import append_rows
 
 
 class Cache:

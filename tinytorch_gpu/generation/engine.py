@@ -51,8 +51,9 @@ def generate(
     ``max_seq_length``; rows that stop early are filled with ``pad_id``. ``stream=True`` returns an
     iterator of ``Step`` instead. ``temperature`` 0 is greedy; ``top_k``, ``top_p``, ``min_p`` and
     ``repetition_penalty`` as in ``Sampling``; a ``seed`` makes it repeatable on a device. With a
-    ``cache`` the prompt continues what it holds, and the cache stays usable: it has all
-    tokens but the last one generated, and pad tokens after a row that stopped before the others. Bad arguments are a ValueError at once.
+    ``cache`` the prompt continues what it holds, and the cache stays usable: it has all tokens but
+    the last one generated, and pad tokens after a row that stopped before the others. Bad arguments
+    are a ValueError at once.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Real):

@@ -68,7 +68,7 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Any:
         """Return the next token of each row of ``logits`` (B, V): ids (B,) on the device."""
-        with nvtx.span("sample", "op"):
+        with nvtx.span("sample", "op", logits.tokens):
             if self.seen is not None:
                 logits = ops.penalize(logits, self.seen, self.penalty)
             if self.greedy:

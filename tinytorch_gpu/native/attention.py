@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy
 
-from ..backend import append_rows
 from ..core.tensor import grad_enabled
 from ..ops import attention
+from ..special import append_rows
 from .buffers import plain
 from .rotary import turn
 

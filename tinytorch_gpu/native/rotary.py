@@ -20,16 +20,16 @@ def _factors(
     The ``still`` last heads are not turned: theirs are 1 and 0.
     """
     global _last
-    key = (heads, still, width, dtype)
-    same = _last[0] is positions and _last[1] is cos and _last[2] is sin
-    if not same or _last[3] != key:
-        own = numpy.ones((*positions.shape, heads + still, 2, width // 2), dtype)
-        other = numpy.zeros_like(own)
-        own[..., :heads, :, :] = cos[positions][..., None, None, :]
-        other[..., :heads, 0, :] = -sin[positions][..., None, :]
-        other[..., :heads, 1, :] = sin[positions][..., None, :]
-        _last = (positions, cos, sin, key, (own, other))
-    return _last[4]
+    key, last = (heads, still, width, dtype), _last  # read once: threads share it
+    if last[0] is positions and last[1] is cos and last[2] is sin and last[3] == key:
+        return last[4]
+    own = numpy.ones((*positions.shape, heads + still, 2, width // 2), dtype)
+    other = numpy.zeros_like(own)
+    own[..., :heads, :, :] = cos[positions][..., None, None, :]
+    other[..., :heads, 0, :] = -sin[positions][..., None, :]
+    other[..., :heads, 1, :] = sin[positions][..., None, :]
+    _last = (positions, cos, sin, key, (own, other))
+    return own, other
 
 
 def turn(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:

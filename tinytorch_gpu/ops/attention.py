@@ -6,8 +6,9 @@ The reference builds the (B, H, T, S) score matrix; the kernels never do (FlashA
 
 from typing import Any
 
-from ..backend import append_rows, namespace, narrow, widen
+from ..backend import namespace, narrow, widen
 from ..core.op import op
+from ..special import append_rows
 from .dropout import keep
 from .elementwise import unbroadcast
 from .rotary import rotary
@@ -58,7 +59,7 @@ def _(residuals: Any, dout: Any, dweights: Any, **options: Any) -> Any:
     return _attend_backward(residuals, dout, dweights, **options)
 
 
-@op(mutates=("keys", "values"), differentiable=False)
+@op(mutates=("keys", "values"), differentiable=False, shown_as="attention")
 def cached_attention(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
@@ -110,13 +111,18 @@ def _visible(
     """Which keys each query may look at, broadcastable to (B, H, T, S); None for all."""
     xp, (rows, keys) = namespace(q), (q.shape[1], k.shape[1])
     seen = None
+    if rows == 1 and starts is None and lengths is None:
+        causal = False  # the last query sees every key
     place = xp.arange(keys)[None, None, None, :]
     if lengths is not None:
         seen = place < xp.reshape(lengths, (-1, 1, 1, 1))
     if causal or window is not None:
-        if starts is None:
-            starts = xp.asarray([keys - rows]) if lengths is None else lengths - rows
-        query = xp.reshape(starts, (-1, 1, 1, 1)) + xp.arange(rows)[None, None, :, None]
+        if starts is None and lengths is None:
+            first = keys - rows  # no array: making one on a GPU would be a copy from the host
+        else:
+            starts = lengths - rows if starts is None else starts
+            first = xp.reshape(starts, (-1, 1, 1, 1))
+        query = first + xp.arange(rows)[None, None, :, None]
         if causal:
             seen = place <= query if seen is None else seen & (place <= query)
         if window is not None:
@@ -142,7 +148,7 @@ def _scores(inputs: Any, causal: bool, scale: Any, window: Any) -> Any:
     seen = _visible(q, k, mask, lengths, starts, causal, window)
     if seen is None:
         return scores
-    return xp.where(seen, scores, xp.asarray(-float("inf"), dtype=scores.dtype))
+    return xp.where(seen, scores, -float("inf"))
 
 
 def _attend(inputs: Any, causal: bool, scale: Any, window: Any, dropout: float) -> Any:

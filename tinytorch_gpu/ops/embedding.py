@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..backend import namespace, narrow, scatter_add, widen
+from ..backend import namespace, narrow, widen
 from ..core.op import op
+from ..special import scatter_add
 
 
 @op

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..backend import add_at, namespace
+from ..backend import namespace
 from ..core.op import op
+from ..special import add_at
 
 
 @op

@@ -1,5 +1,6 @@
 """The course's tokenizers: characters, and byte-pair encoding trained on a few texts."""
 
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -74,14 +75,23 @@ class BPETokenizer:
             counts.update(_words(text))
         words = [([first + b for b in word.encode("utf-8")], n) for word, n in counts.items()]
         pairs, where = self._count(words)
-        while first + 256 + len(self.merges) < self.vocab_size and pairs:
-            pair, count = max(pairs.items(), key=lambda item: (item[1], -item[0][0], -item[0][1]))
-            if count < 2:
+        # The heap may hold counts of before: one that is no longer true is pushed back as it is.
+        heap = [(-n, pair) for pair, n in pairs.items()]
+        heapq.heapify(heap)
+        while first + 256 + len(self.merges) < self.vocab_size and heap:
+            count, pair = heapq.heappop(heap)
+            now = pairs.get(pair, 0)
+            if -count != now:
+                if now:
+                    heapq.heappush(heap, (-now, pair))
+                continue
+            if now < 2:
                 break
             new = first + 256 + len(self.merges)
             self.merges[pair] = new
             self._bytes[new] = self._bytes[pair[0]] + self._bytes[pair[1]]
-            self._replace(words, pair, new, pairs, where)
+            for fresh in self._replace(words, pair, new, pairs, where):
+                heapq.heappush(heap, (-pairs[fresh], fresh))
         self.trained = True
 
     @staticmethod
@@ -96,19 +106,22 @@ class BPETokenizer:
         return pairs, where
 
     @staticmethod
-    def _replace(words: Any, pair: Any, new: int, pairs: Counter[Any], where: Any) -> None:
-        """Merge ``pair`` in the words that have it, and count only those anew."""
+    def _replace(words: Any, pair: Any, new: int, pairs: Counter[Any], where: Any) -> set[Any]:
+        """Merge ``pair`` in the words that have it and count only those anew; return the pairs
+        that are new with it."""
+        changed = set()
         for i in where.pop(pair):
             ids, count = words[i]
-            for old in pairwise(ids):
-                pairs[old] -= count
-                if not pairs[old]:
-                    del pairs[old]
             merged = _merge(ids, pair, new)
             words[i] = (merged, count)
+            for old in pairwise(ids):
+                pairs[old] -= count
             for fresh in pairwise(merged):
                 pairs[fresh] += count
                 where[fresh].add(i)
+                if new in fresh:
+                    changed.add(fresh)
+        return {fresh for fresh in changed if pairs[fresh]}
 
     def _check(self) -> None:
         if not self.trained:

@@ -11,18 +11,17 @@ _LLAMA3 = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 _RULES: dict[str, str | None] = {
     "gpt-2": None,
     "gpt2": None,
     "smollm": "digits",
     "starcoder": "digits",
     "refact": "digits",
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
+    **dict.fromkeys(_LLAMA3_NAMES, _LLAMA3),
     "qwen2": _LLAMA3.replace("{1,3}", ""),
 }
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
 # Texts that end a turn: a model may stop with one of them although its eos is another.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
 
@@ -47,7 +46,9 @@ def build(metadata: Mapping[str, Any]) -> Tokenizer:
     ends += [_special_id(metadata, name, len(tokens)) for name in ("eot", "eom")]
     ends += [i for i, t in enumerate(tokens) if kinds[i] == _CONTROL and t in _TURN_ENDS]
     template = metadata.get("tokenizer.chat_template")
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama")
+    # A file of LLaMA's that does not say means yes, as llama.cpp takes it.
+    says_nothing = model == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3_NAMES
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", says_nothing)
     return Tokenizer(
         backend, bos_id=bos, eos_ids=[e for e in ends if e is not None], pad_id=pad,
         add_bos=bool(add_bos) and bos is not None,
@@ -64,7 +65,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Any:
     merges = [tuple(m.split(" ", 1)) for m in _strings(metadata, "tokenizer.ggml.merges")]
     if any(len(pair) != 2 for pair in merges):
         raise ValueError("a merge is not two tokens with a space between")
-    backend = _bpe(tokens, merges)
+    # LLaMA 3 takes a word that is a token as it is, whatever its merges say.
+    backend = _bpe(tokens, merges, ignore_merges=rule in _LLAMA3_NAMES)
     steps = lib.pre_tokenizers
     pattern = _RULES[rule]
     if pattern is None:

@@ -63,7 +63,11 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{file} is no valid tokenizer: {_line(error)}") from None
-        config = _read_json(folder / "tokenizer_config.json")
+        # A file may say to cut or fill texts to the length that its model was trained with.
+        backend.no_truncation()
+        backend.no_padding()
+        config = _read_json(folder / "special_tokens_map.json")
+        config |= _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         eos = generation.get("eos_token_id", [])
         ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
