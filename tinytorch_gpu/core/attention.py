@@ -151,11 +151,12 @@ class MultiHeadAttention(Module):
         if x.ndim != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(f"query must be (B, T, {self.embed_dim}), not {x.shape}")
         causal = self.config.causal if causal is None else causal
+        itself = key is None and value is None
         simple = mask is None and not return_attention_weights and not self.config.qk_norm
-        if cache is not None and key is None and simple:
+        if cache is not None and itself and simple:
             mixed = self._step(x, cache, layer, rotary, positions, causal)
             return self.projection_dropout.add(self.out, mixed, residual)
-        if key is None and value is None:
+        if itself:
             q, k, v = self._project(x, rotary, positions)
         else:
             q, k, v = self._project_apart(x, key, value)
