@@ -82,9 +82,16 @@ def test_unknown_names(name: str) -> None:
         device(name)
 
 
-def test_the_emulated_device_is_announced() -> None:
-    with pytest.raises(DeviceError, match="emulated"):
-        device("emulated")
+def test_the_emulated_device_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinytorch_gpu.emulated import compiler
+
+    compiler.cache_clear()
+    backend._emulated.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.which", lambda command: None)
+        with pytest.raises(DeviceError, match="install g"):
+            device("emulated")
+    compiler.cache_clear()
 
 
 def test_devices_compare_by_name() -> None:

@@ -43,6 +43,9 @@ def is_array(x: Any) -> bool:
     return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, type)
 
 
+# Kinds whose arrays leave the device by ``get()`` only.
+DEVICES = ("cuda", "emulated")
+
 # Device kind by type, "" for what is no array: asked for every argument of every operation.
 kinds: dict[type, str] = {numpy.ndarray: "cpu", type(None): "", int: "", float: ""}
 
@@ -53,6 +56,7 @@ def kind_of_type(x: Any) -> str:
     if is_array(x):
         module = type(x).__module__.partition(".")[0]
         found = {"numpy": "cpu", "cupy": "cuda"}.get(module, module)
+        found = getattr(type(x), "device_kind", found)
         if isinstance(x, numpy.ndarray | numpy.generic):
             found = "cpu"
     kinds[type(x)] = found
@@ -60,14 +64,14 @@ def kind_of_type(x: Any) -> str:
 
 
 def kind(x: Any) -> str:
-    """Return where ``x`` lives: "cpu", "cuda", or the name of another array module."""
+    """Return where ``x`` lives: "cpu", "cuda", "emulated", or another array module's name."""
     found = kinds.get(type(x))
     return kind_of_type(x) if found is None else found
 
 
 def to_numpy(x: Any) -> numpy.ndarray:
     """Copy ``x`` to the host (no copy if it is there already)."""
-    if kind(x) == "cuda":
+    if kind(x) in DEVICES:
         return x.get()
     return numpy.asarray(x)
 
@@ -80,9 +84,9 @@ def assign(view: Any, values: Any) -> None:
     """
     if tuple(view.shape) != tuple(values.shape):
         raise ValueError(f"cannot put an array of {values.shape} into one of {view.shape}")
-    if kind(view) == "cuda" and kind(values) == "cpu":
+    if kind(view) in DEVICES and kind(values) == "cpu":
         values = namespace(view).asarray(numpy.ascontiguousarray(values, dtype=view.dtype))
-    elif kind(view) == "cpu" and kind(values) == "cuda":
+    elif kind(view) == "cpu" and kind(values) in DEVICES:
         values = values.get()
     view[...] = values
 
@@ -155,10 +159,12 @@ class Device:
     """A place where arrays live, and the only allocator of them.
 
     ``name`` is "cpu" or "cuda:0"; ``xp`` the array module; ``makers`` the package whose import
-    registers the operations' fast versions for it; ``note`` says why ``auto`` chose it.
+    registers the operations' fast versions for it, for arrays of the kind that it ``serves``; ``note``
+    says why ``auto`` chose it.
     """
 
     makers: str = ""
+    serves: str = ""
     note: str = ""
 
     def __init__(self, name: str, xp: Any):
@@ -188,7 +194,7 @@ class Device:
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         """Return ``values`` (nested lists or an array of any device) as an array here."""
         wanted = None if dtype is None else named_dtype(dtype)
-        if kind(values) == "cuda" and self.kind == "cpu":
+        if kind(values) in DEVICES and self.kind != kind(values):
             values = values.get()
         return self.xp.asarray(values, dtype=wanted)
 
@@ -223,7 +229,7 @@ class Device:
 class CudaDevice(Device):
     """One NVIDIA GPU, through CuPy."""
 
-    makers = "tinytorch_gpu.cuda"
+    makers, serves = "tinytorch_gpu.cuda", "cuda"
 
     def __init__(self, index: int, cupy: Any):
         super().__init__(f"cuda:{index}", cupy)
@@ -252,7 +258,7 @@ class CudaDevice(Device):
 class CpuDevice(Device):
     """The host, through NumPy."""
 
-    makers = "tinytorch_gpu.native"
+    makers, serves = "tinytorch_gpu.native", "cpu"
 
     def __init__(self, note: str = ""):
         super().__init__("cpu", numpy)
@@ -270,6 +276,15 @@ class CpuDevice(Device):
         # Measured with OpenBLAS for one row: wide outputs are read faster by columns. A 16-bit
         # weight is widened row by row.
         return "F" if out > width and dtype_name(dtype) in ("float32", "float64") else "C"
+
+
+class EmulatedDevice(Device):
+    """A GPU made of software: the CUDA kernels run thread by thread on the CPU, under checks."""
+
+    makers, serves = "tinytorch_gpu.cuda", "emulated"
+
+    def __init__(self) -> None:
+        super().__init__("emulated", importlib.import_module("tinytorch_gpu.emulated.namespace"))
 
 
 _CPU = CpuDevice()
@@ -294,8 +309,19 @@ def device(spec: "str | Device" = "auto") -> Device:
         except DeviceError as error:
             return CpuDevice(str(error))
     if name == "emulated" and not index:
-        raise DeviceError("the emulated device comes with the CUDA kernels; use 'cpu' until then")
+        return _emulated()
     raise ValueError(f"device must be auto, cpu, cuda, cuda:N or emulated, not {spec!r}")
+
+
+@functools.cache
+def _emulated() -> EmulatedDevice:
+    from .emulated import CompilerError, compiler
+
+    try:
+        compiler()
+    except CompilerError as error:
+        raise DeviceError(str(error)) from None
+    return EmulatedDevice()
 
 
 @functools.cache
@@ -330,6 +356,8 @@ def device_of(x: Any) -> Device:
         return _CPU
     if where == "cuda":
         return _cuda(x.device.id)
+    if where == "emulated":
+        return _emulated()
     return Device(where, namespace(x))
 
 
@@ -341,9 +369,10 @@ def load_makers(where: str) -> None:
     if where in loaded_makers:
         return
     loaded_makers.add(where)
-    package = {"cpu": CpuDevice.makers, "cuda": CudaDevice.makers}.get(where)
-    if package:
-        importlib.import_module(package)
+    devices: tuple[type[Device], ...] = (CpuDevice, CudaDevice, EmulatedDevice)
+    for found in devices:
+        if found.serves == where:
+            importlib.import_module(found.makers)
 
 
 def threads() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from .backend import kind, namespace
+from .backend import DEVICES, kind, namespace
 
 
 def erf(x: Any) -> Any:
@@ -71,7 +71,7 @@ def scatter_add(rows: int, index: Any, values: Any) -> Any:
     xp = namespace(values)
     if xp is numpy:
         return _scatter_add_sorted(rows, index, values)
-    if kind(values) == "cuda":
+    if kind(values) in DEVICES:
         total = xp.zeros((rows, values.shape[1]), dtype=values.dtype)
         xp.add.at(total, index, values)
         return total
@@ -82,7 +82,7 @@ def scatter_add(rows: int, index: Any, values: Any) -> Any:
 
 def add_at(target: Any, index: Any, values: Any) -> None:
     """``target[index] += values`` where an index that comes twice adds twice."""
-    if kind(target) in ("cpu", "cuda"):
+    if kind(target) in ("cpu", *DEVICES):
         namespace(target).add.at(target, index, values)
     else:
         target[index] = target[index] + values
@@ -97,7 +97,7 @@ def append_rows(target: Any, rows: Any, starts: Any) -> None:
     if isinstance(starts, int):
         target[:, starts : starts + count, ...] = rows
         return
-    if kind(target) == "cuda":
+    if kind(target) in DEVICES:
         xp = namespace(target)
         places = starts[:, None] + xp.arange(count)[None, :]
         target[xp.arange(batch)[:, None], places] = rows

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import nvtx
-from ..backend import kind_of_type, kinds, load_makers, loaded_makers
+from ..backend import DEVICES, kind_of_type, kinds, load_makers, loaded_makers
 from .graph import Node
 from .tensor import Tensor, grad_enabled, operators, wrap
 
@@ -119,7 +119,7 @@ class Op:
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
         if nvtx.on:
-            fell_back = maker is None and where == "cuda"
+            fell_back = maker is None and where in DEVICES
             name = self._range + " (reference)" if fell_back else self._range
             with nvtx.span(name, "op", _tokens(arrays)):
                 made = forward(*arrays, **options)
@@ -167,11 +167,12 @@ class Op:
     def _maker(self, where: str, arrays: list[Any], options: dict[str, Any]) -> Maker | None:
         if where not in loaded_makers:
             load_makers(where)
-        maker = self.makers.get(where)
+        # The emulated device runs the GPU's kernels.
+        maker = self.makers.get("cuda" if where == "emulated" else where)
         if maker is not None and not _reference_only:
             if maker.accepts is None or maker.accepts(*arrays, **options):
                 return maker
-        if where == "cuda" and os.environ.get("TINYTORCH_STRICT") == "1":
+        if where in DEVICES and os.environ.get("TINYTORCH_STRICT") == "1":
             raise RuntimeError(f"TINYTORCH_STRICT=1: {self.name} has no kernel for these arguments")
         return None
 

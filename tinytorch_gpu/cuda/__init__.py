@@ -1,4 +1,8 @@
-"""The GPU's makers: importing this package registers the fused kernels for CuPy arrays.
+"""The GPU's makers: importing this package registers the CUDA kernels for CuPy's arrays, and for
+those of the emulated device."""
 
-The kernels are not there yet; until then every operation runs its reference through CuPy.
-"""
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,132 @@
+"""A maker against its reference: the results, what is written in place, what is saved, the gradients.
+
+Truth ``t`` is the reference in float64; a maker ``k`` may be off by twice what the reference ``r`` in
+the dtype under test is off by, and a few roundings. In 16 bits that is one; where everything is
+summed in the dtype under test, ``r`` can be right by luck and a different order of summing is some.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from case_specs import Case
+from cases import CASES
+from running_ops import (
+    UNIT_ROUNDOFF,
+    backward,
+    cotangents,
+    error,
+    flat,
+    forward,
+    fresh,
+    host,
+    on,
+    size,
+    widened,
+)  # fmt: skip
+
+from tinytorch_gpu import backend, no_grad
+from tinytorch_gpu.backend import Device
+from tinytorch_gpu.core.op import OPS, Maker, reference_only
+
+# (floating arguments, weights): a weight may be stored narrower than what it is multiplied with.
+STORAGES = [
+    ("float32", "float32"), ("float64", "float64"), ("float16", "float16"),
+    ("bfloat16", "bfloat16"), ("float32", "float16"), ("float32", "bfloat16"),
+]  # fmt: skip
+
+
+def maker_of(case: Case, place: Device) -> Maker | None:
+    """The maker that a device uses."""
+    return OPS[case.op].makers.get("cpu" if place.kind == "cpu" else "cuda")
+
+
+def accepted(place: Device) -> list[Any]:
+    """Every (case, storage) that some maker of the device takes."""
+    backend.load_makers(place.kind)
+    found = []
+    for case in CASES:
+        maker = maker_of(case, place)
+        for floats, weights in STORAGES if maker else []:
+            if floats != weights and not any(getattr(s, "weight", False) for s in case.specs):
+                continue
+            try:
+                arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
+            except ValueError:  # ml_dtypes is missing
+                continue
+            options = case.options_for(place.xp)
+            arguments = on(place.xp, arguments)
+            if maker.accepts is None or maker.accepts(*arguments, **options):
+                names = floats if floats == weights else f"{floats} by {weights}"
+                found.append(pytest.param(case, floats, weights, id=f"{case}, {names}"))
+    return found
+
+
+def _close(made: Any, rounded: Any, truth: Any, u: float) -> None:
+    """The rule of tolerance, by the largest error of an array."""
+    few = 1 if u > 1e-6 else 8 if u > 1e-12 else 64
+    allowed = 2 * error(rounded, truth) + few * u * size(truth)
+    assert error(made, truth) <= allowed, f"{error(made, truth)} is above {allowed}"
+
+
+def check_maker(case: Case, floats: str, weights: str, place: Device) -> None:
+    """Forward and backward halves of the device's maker, and what passes between them."""
+    maker, xp = maker_of(case, place), place.xp
+    arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
+    runs = [on(xp, fresh(arguments)), fresh(arguments), fresh(widened(arguments))]
+    made, saved = forward(case, runs[0], maker, xp)
+    rounded, kept = forward(case, runs[1])
+    truth, true_kept = forward(case, runs[2])
+    u = UNIT_ROUNDOFF[floats]
+    # The results, and what was written in place.
+    written = zip((*made, *runs[0]), (*rounded, *runs[1]), (*truth, *runs[2]), strict=True)
+    for a, b, t in written:
+        if not backend.is_array(b):
+            continue
+        assert a.dtype == b.dtype and backend.kind(a) == place.kind
+        if "float" in b.dtype.name:
+            _close(host(a), b, t, u)
+        else:
+            np.testing.assert_array_equal(host(a), b)
+    if OPS[case.op].differentiable:
+        _check_backward(case, (made, saved), (rounded, kept), (truth, true_kept), u, place)
+
+
+def _check_backward(
+    case: Case, made: Any, rounded: Any, truth: Any, u: float, place: Device
+) -> None:
+    """The residuals, and the gradients that come from them, on each side."""
+    saved, kept, true_kept = (flat(x[1]) for x in (made, rounded, truth))
+    assert len(saved) == len(kept)
+    for a, b, t in zip(saved, kept, true_kept, strict=True):
+        if not backend.is_array(b):
+            assert a == b
+            continue
+        assert a.dtype == b.dtype
+        _close(host(a), b, t, u)
+    douts = cotangents(rounded[0])
+    own = backward(case, made[1], on(place.xp, fresh(douts)), maker_of(case, place), place.xp)
+    reference = backward(case, rounded[1], fresh(douts))
+    exact = backward(case, truth[1], widened(douts))
+    for i in case.differentiable:
+        assert own[i].dtype == reference[i].dtype
+        _close(host(own[i]), reference[i], exact[i], u)
+
+
+def check_unrecorded(case: Case, floats: str, weights: str, place: Device) -> None:
+    """Without gradients a maker may take another way, to the same result."""
+    op, xp = OPS[case.op], place.xp
+    arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
+    with no_grad():
+        made = op(*on(xp, fresh(arguments)), **case.options_for(xp))
+        with reference_only():
+            expected = op(*fresh(arguments), **case.options_for(np))
+    made, expected = (x if isinstance(x, tuple) else (x,) for x in (made, expected))
+    for a, b in zip(made, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        values = host(a.data).astype(float)
+        finite = np.isfinite(b.data.astype(float))
+        scale = max(1.0, size(b.data))
+        np.testing.assert_allclose(
+            values[finite], b.data.astype(float)[finite], atol=64 * UNIT_ROUNDOFF[floats] * scale
+        )

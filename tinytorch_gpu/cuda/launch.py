@@ -1,0 +1,230 @@
+"""Typed launches: a kernel is called with arrays and numbers, checked against its C signature.
+
+CuPy passes a Python float as a C double and an int as a long long, whatever the kernel declares, and
+ignores strides. Here every argument becomes what the signature says or is refused in words. The
+same call goes to a GPU or to the emulated device, by where its arrays live.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from ..backend import dtype_name, kind, namespace
+from .compile import Parameter, signatures, source
+
+# The C names of the element types, see kernels/numbers.cuh.
+ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16"}
+_POINTED = {
+    "float": "float32", "half": "float16", "bfloat16": "bfloat16", "int": "int32",
+    "long long": "int64", "unsigned long long": "uint64", "unsigned": "uint32",
+    "unsigned char": "uint8", "bool": "bool", "double": "float64",
+}  # fmt: skip
+_SCALARS: dict[str, Any] = {
+    "int": numpy.int32, "unsigned": numpy.uint32, "long long": numpy.int64,
+    "unsigned long long": numpy.uint64, "float": numpy.float32, "bool": numpy.bool_,
+}  # fmt: skip
+_NULL = numpy.uint64(0)
+
+SOURCES: dict[str, "Source"] = {}
+
+
+def element(x: Any) -> str:
+    """Return the C name of the element type of ``x``, a key of ``Source`` switches."""
+    return ELEMENTS[dtype_name(x.dtype)]
+
+
+def is_element(*arrays: Any) -> bool:
+    """Whether all ``arrays`` that are not None have element types that kernels know."""
+    return all(x is None or dtype_name(x.dtype) in ELEMENTS for x in arrays)
+
+
+def empty(like: Any, shape: Any, dtype: Any = None) -> Any:
+    """Return an uninitialised array beside ``like``, of its dtype unless one is given."""
+    return namespace(like).empty(shape, dtype=like.dtype if dtype is None else dtype)
+
+
+def packed(x: Any) -> Any:
+    """Return ``x`` itself if it is contiguous, else a copy that is."""
+    return x if x is None or x.flags.c_contiguous else namespace(x).ascontiguousarray(x)
+
+
+class Source:
+    """A ``.cu`` file and the choices it is compiled for: ``switches`` names each ``-D`` and its
+    values, ``only`` drops combinations that no launcher asks for."""
+
+    def __init__(
+        self, file: str, only: Callable[[dict[str, Any]], bool] | None = None, **switches: Any
+    ):
+        self.file, self.switches = file, {n: tuple(values) for n, values in switches.items()}
+        combined = itertools.product(*self.switches.values())
+        made = (dict(zip(self.switches, values, strict=True)) for values in combined)
+        self.variants = [v for v in made if only is None or only(v)]
+        self._known = {tuple(v.values()) for v in self.variants}
+        self.kernels: dict[str, Kernel] = {}
+        SOURCES[file] = self
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The source with its headers."""
+        return source(self.file)
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, list[Parameter]]:
+        """The parameters of each entry point."""
+        return signatures(self.text)
+
+    def kernel(self, name: str, strided: tuple[str, ...] = ()) -> "Kernel":
+        """Declare the entry point ``name``; ``strided`` parameters may be arrays of any strides."""
+        self.kernels[name] = made = Kernel(self, name, strided)
+        return made
+
+    def options(self, variant: dict[str, Any]) -> tuple[str, ...]:
+        """The compiler's options for a variant; one that was not declared is a KeyError."""
+        values = tuple(variant[name] for name in self.switches)
+        if values not in self._known:
+            raise KeyError(f"{self.file} is not compiled for {variant}")
+        return ("-std=c++17", *(f"-D{n}={v}" for n, v in zip(self.switches, values, strict=True)))
+
+    @functools.cache  # noqa: B019  sources live as long as the program
+    def module(self, options: tuple[str, ...]) -> Any:
+        """The file compiled by CuPy with ``options``."""
+        import cupy
+
+        return cupy.RawModule(code=self.text, options=options)
+
+
+class Kernel:
+    """One entry point: ``kernel(grid, block, *arguments, shared=0, **variant)``.
+
+    ``grid`` and ``block`` are ints or tuples of up to three, ``shared`` the bytes of dynamic shared
+    memory. ``reaches`` are arrays that the kernel finds through addresses in device memory.
+    """
+
+    def __init__(self, of: Source, name: str, strided: tuple[str, ...]):
+        self.source, self.name, self.strided = of, name, strided
+        self._bound: dict[Any, tuple[list[Callable[[Any], Any]], tuple[str, ...]]] = {}
+        self._functions: dict[Any, Any] = {}
+
+    def __call__(
+        self, grid: Any, block: Any, *arguments: Any, shared: int = 0, reaches: Any = (),
+        **variant: Any,
+    ) -> None:  # fmt: skip
+        key = tuple(variant.items())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = self._bind(variant)
+        converters, options = bound
+        if len(arguments) != len(converters):
+            raise TypeError(
+                f"{self.name} takes {len(converters)} arguments, {len(arguments)} given"
+            )
+        grid = (grid,) if isinstance(grid, int) else grid
+        block = (block,) if isinstance(block, int) else block
+        if not all(grid):
+            return  # nothing to do: a launch of no blocks is an error to CUDA
+        passed = [convert(a) for convert, a in zip(converters, arguments, strict=True)]
+        where = next(kind(a) for a in arguments if kind(a))
+        if where == "cuda":
+            self._on_gpu(options, shared)(grid, block, tuple(passed), shared_mem=shared)
+        else:
+            self._emulated(options, grid, block, passed, shared, reaches)
+
+    def _on_gpu(self, options: tuple[str, ...], shared: int) -> Any:
+        import cupy
+
+        key = (cupy.cuda.runtime.getDevice(), options)
+        function = self._functions.get(key)
+        if function is None:
+            function = self._functions[key] = self.source.module(options).get_function(self.name)
+        if shared > 48 << 10 and function.max_dynamic_shared_size_bytes < shared:
+            function.max_dynamic_shared_size_bytes = shared  # beyond what every launch may use
+        return function
+
+    def _emulated(
+        self, options: Any, grid: Any, block: Any, passed: Any, shared: int, reaches: Any
+    ) -> None:
+        from ..emulated import launch
+
+        parameters = self.source.parameters[self.name]
+        launch(
+            self.source.file, self.source.text, options, self.name, parameters,
+            grid, block, passed, shared, reaches, tuple(self.source.kernels),
+        )  # fmt: skip
+
+    def _bind(self, variant: dict[str, Any]) -> tuple[list[Callable[[Any], Any]], tuple[str, ...]]:
+        """A converter for each parameter, given what the switches make of its type."""
+        options = self.source.options(variant)
+        parameters = self.source.parameters.get(self.name)
+        if parameters is None:
+            raise KeyError(f'{self.source.file} has no extern "C" kernel called {self.name}')
+        made: list[Callable[[Any], Any]] = []
+        for p in parameters:
+            name = str(variant.get(p.element, p.element))
+            label = f"{self.name}({p.name})"
+            if p.pointer:
+                any_strides = p.name in self.strided
+                wanted = None if name == "void" else _POINTED[name]
+                made.append(functools.partial(_address, label, wanted, any_strides))
+            else:
+                made.append(functools.partial(_number, label, _SCALARS[name]))
+        return made, options
+
+
+def _address(label: str, wanted: str | None, any_strides: bool, x: Any) -> Any:
+    if x is None:
+        return _NULL
+    if not kind(x):
+        raise TypeError(f"{label} must be an array, not {x!r}")
+    if kind(x) == "cpu":
+        raise TypeError(f"{label} must be an array of a GPU, not of NumPy")
+    if wanted is not None and dtype_name(x.dtype) != wanted:
+        raise TypeError(f"{label} must hold {wanted}, not {dtype_name(x.dtype)}")
+    if not any_strides and not x.flags.c_contiguous:
+        raise ValueError(f"{label} must be contiguous, not of strides {x.strides}")
+    return x
+
+
+def _number(label: str, wanted: Any, x: Any) -> Any:
+    if isinstance(x, bool | numpy.bool_) and wanted is not numpy.bool_:
+        x = int(x)
+    if wanted is numpy.float32:
+        return wanted(x)
+    if not hasattr(x, "__index__"):
+        raise TypeError(f"{label} must be a whole number, not {x!r}")
+    if wanted is not numpy.bool_:
+        limits = numpy.iinfo(wanted)
+        if not limits.min <= x <= limits.max:
+            raise OverflowError(f"{label} does not fit {wanted.__name__}: {x}")
+    return wanted(x)
+
+
+def processors(like: Any) -> int:
+    """Number of multiprocessors of the device that ``like`` lives on."""
+    if kind(like) == "cuda":
+        return _attributes(like.device.id)["MultiProcessorCount"]
+    return namespace(like).PROCESSORS
+
+
+def compute_capability(like: Any) -> int:
+    """75, 80, 90...: of the device that ``like`` lives on."""
+    if kind(like) == "cuda":
+        found = _attributes(like.device.id)
+        return 10 * found["ComputeCapabilityMajor"] + found["ComputeCapabilityMinor"]
+    return namespace(like).COMPUTE_CAPABILITY
+
+
+def shared_limit(like: Any) -> int:
+    """Bytes of shared memory that a block may ask for on the device that ``like`` lives on."""
+    if kind(like) == "cuda":
+        return _attributes(like.device.id)["MaxSharedMemoryPerBlockOptin"]
+    return namespace(like).SHARED_LIMIT
+
+
+@functools.cache
+def _attributes(index: int) -> Any:
+    import cupy
+
+    return cupy.cuda.Device(index).attributes
