@@ -27,7 +27,7 @@ enum How : uint8_t { PLAINLY = 0, ATOMICALLY = 1, PENDING = 2 };
 
 struct Span { uintptr_t low, high; bool writable; int argument, grain; uint8_t* valid; };
 struct Region { uintptr_t low, high; int shift; std::vector<Cell> cells; };
-struct Entry { uintptr_t pc, at; uint8_t size; bool writes, shared; };
+struct Entry { uintptr_t site, at; uint8_t size; bool writes, shared; };
 struct Site { uint64_t requests, lanes, bytes, wavefronts, ideal, worst; bool writes, shared; };
 struct Copy { void* to; const void* from; bool present; int group; };
 struct Finished { uint32_t start, released; uint16_t thread; std::vector<uint32_t> fences; };
@@ -203,7 +203,8 @@ static void access(uintptr_t at, int size, bool writes, int alignment, const voi
     bool shared = is_shared(at);
     (shared ? shared_access : global_access)(at, size, writes, how, line, pc);
     if (counting && how != ATOMICALLY)
-        log_of[current->linear].push_back({(uintptr_t)(pc ? pc : (void*)(uintptr_t)line), at, (uint8_t)size, writes, shared});
+        // Twice the place, so that the read and the write of a copied vector are two instructions.
+        log_of[current->linear].push_back({2 * (pc ? (uintptr_t)pc : (uintptr_t)line) + writes, at, (uint8_t)size, writes, shared});
 }
 
 void move(void* to, const void* from, int bytes, const void* pc) {
@@ -265,7 +266,7 @@ void copy_wait(int pending) {
 // --- requests: the same instruction of the lanes of a warp ---
 static void count_request(const Entry* const* lanes, int n) {
     const Entry& first = *lanes[0];
-    Site& site = sites[first.pc];
+    Site& site = sites[first.site];
     site.requests++;
     site.lanes += n;
     site.writes = first.writes;
@@ -325,7 +326,7 @@ static void flush(int warp) {
     if (lead < 0) return;
     const Entry* lanes[32];
     for (size_t k = 0; alike && k < logs[lead].size(); k++)
-        for (int i = 0; i < 32; i++) alike = alike && (logs[i].empty() || logs[i][k].pc == logs[lead][k].pc);
+        for (int i = 0; i < 32; i++) alike = alike && (logs[i].empty() || logs[i][k].site == logs[lead][k].site);
     if (alike) {
         for (size_t k = 0; k < logs[lead].size(); k++) {
             int n = 0;
@@ -339,8 +340,8 @@ static void flush(int warp) {
         for (int i = 0; i < 32; i++) {
             std::unordered_map<uintptr_t, size_t> times;
             for (auto& e : logs[i]) {
-                size_t time = times[e.pc]++;
-                auto& requests = met[e.pc];
+                size_t time = times[e.site]++;
+                auto& requests = met[e.site];
                 if (requests.size() <= time) requests.emplace_back();
                 requests[time].push_back(&e);
             }
@@ -435,7 +436,7 @@ extern "C" int emulated_sites(unsigned long long* out, int room) {
     for (auto& of : sites) {
         if (n == room) break;
         const Site& s = of.second;
-        const unsigned long long row[9] = {of.first, s.requests, s.lanes, s.bytes, s.wavefronts, s.ideal, s.worst, s.writes, s.shared};
+        const unsigned long long row[9] = {of.first / 2, s.requests, s.lanes, s.bytes, s.wavefronts, s.ideal, s.worst, s.writes, s.shared};
         memcpy(out + 9 * n++, row, sizeof row);
     }
     return n;

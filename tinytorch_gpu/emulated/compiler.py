@@ -22,7 +22,7 @@ _SHARED = re.compile(
 )
 # Instrumented like a program to be searched for races, but not linked with that library: the calls
 # go to kernels/emulated/memory.cpp. Nothing may merge or split accesses on the way.
-_COMMON = ("-std=c++20", "-O2", "-g1", "-fPIC", "-march=native", "-ffp-contract=fast")
+_COMMON = ("-std=c++20", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-march=native", "-ffp-contract=fast")
 _GNU = (
     "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
     "--param=tsan-distinguish-volatile=0", "-fno-tree-vectorize", "-fno-store-merging",
