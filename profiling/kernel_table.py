@@ -1,21 +1,40 @@
 """Compile every kernel for every architecture without a GPU, and tell what the compiler made of it.
 
-    python profiling/kernel_table.py [--arch 80 ...] [--file norm.cu ...] [--save]
+    python profiling/kernel_table.py [--arch 80 ...] [--file norm.cu ...] [--save | --check]
 
-Needs NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc). Registers, shared memory and spills are what
-ptxas reports; occupancy is the theoretical one of the block size given in ``__launch_bounds__``.
+Needs NVRTC and a disassembler (pip install cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-nvdisasm).
+Registers, shared memory and spills are what ptxas reports; occupancy is the theoretical one by
+registers, static shared memory and threads (dynamic shared memory, which a launch decides, may lower it
+and is marked +). ``--save`` writes profiling/results/kernels.json and kernels.md; ``--check`` fails where a
+kernel spills, or is worse than what was saved.
 """
 
 import argparse
+import datetime
 import importlib
+import json
+import multiprocessing
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from cuda.bindings import nvrtc
 
 from tinytorch_gpu.cuda.launch import SOURCES
 
+RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Of one multiprocessor (CUDA programming guide, "Technical specifications per compute capability"):
+# threads, blocks, bytes of shared memory. Registers are 65536 everywhere.
+LIMITS = {
+    75: (1024, 16, 64 << 10), 80: (2048, 32, 164 << 10), 86: (1536, 16, 100 << 10),
+    89: (1536, 24, 100 << 10), 90: (2048, 32, 228 << 10), 100: (2048, 32, 228 << 10),
+    120: (1536, 24, 100 << 10),
+}  # fmt: skip
+# How many more registers than saved are no regression: another release of the compiler.
+SLACK = 8
 _KERNEL = re.compile(r"Compiling entry function '(\w+)' for")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
@@ -30,7 +49,7 @@ def check(result):
 
 
 def compile_for(text, name, options, arch):
-    """(machine code, what ptxas says) of a source; its errors as a RuntimeError."""
+    """(machine code, PTX, what ptxas says) of a source; its errors as a RuntimeError."""
     program = check(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
     options = [*options, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v", "-ftz=true",
                "--device-as-default-execution-space"]  # fmt: skip
@@ -43,50 +62,173 @@ def compile_for(text, name, options, arch):
         raise RuntimeError(f"{name} {' '.join(options)}\n{log}")
     code = b" " * check(nvrtc.nvrtcGetCUBINSize(program))
     check(nvrtc.nvrtcGetCUBIN(program, code))
+    ptx = b" " * check(nvrtc.nvrtcGetPTXSize(program))
+    check(nvrtc.nvrtcGetPTX(program, ptx))
     nvrtc.nvrtcDestroyProgram(program)
-    return code, log
+    return code, ptx.decode(), log
 
 
 def resources(log):
-    """{kernel: registers, shared bytes, stack bytes, spilled bytes} out of the log of ptxas."""
+    """{kernel: registers, shared bytes, spilled bytes} out of the log of ptxas."""
     found, kernel = {}, None
     for line in log.splitlines():
         if match := _KERNEL.search(line):
-            kernel = found[match[1]] = {"registers": 0, "shared": 0, "stack": 0, "spilled": 0}
+            kernel = found[match[1]] = {"registers": 0, "shared": 0, "spilled": 0}
         elif kernel is not None and (match := _SPILLS.search(line)):
-            kernel["stack"] = int(match[1])
             kernel["spilled"] = int(match[2]) + int(match[3])
         elif kernel is not None and (match := _USED.search(line)):
             kernel["registers"], kernel["shared"] = int(match[1]), int(match[2] or 0)
     return found
 
 
-def rows(files, architectures):
+def occupancy(arch, registers, shared, threads):
+    """The share of a multiprocessor's threads that fit at once."""
+    most_threads, most_blocks, memory = LIMITS[arch]
+    warps = -(-threads // 32)
+    per_warp = -(-registers * 32 // 256) * 256  # registers are handed out in units of 256
+    blocks = min(most_blocks, most_threads // threads, 65536 // (per_warp * warps))
+    if shared:
+        blocks = min(blocks, memory // (shared + 1024))  # the system keeps 1 KB a block
+    return blocks * warps * 32 / most_threads
+
+
+def instructions(code):
+    """{kernel: which of the instructions that matter are in its machine code}."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        made = subprocess.run([disassembler(), "-c", file.name], capture_output=True, text=True)
+    if made.returncode:
+        raise RuntimeError(made.stderr)
+    found, kernel = {}, None
+    for line in made.stdout.splitlines():
+        if line.lstrip().startswith(".section") and ".text." in line:
+            kernel = found[re.search(r"\.text\.(\w+)", line)[1]] = set()
+        elif kernel is not None:
+            for mark, name in (("HMMA", "tensor core"), ("LDG.E.128", "16-byte load"),
+                               ("STG.E.128", "16-byte store"), ("LDGSTS", "asynchronous copy")):  # fmt: skip
+                if mark in line:
+                    kernel.add(name)
+    return {name: sorted(marks) for name, marks in found.items()}
+
+
+def disassembler():
+    """The path of nvdisasm, from its package."""
+    import nvidia
+
+    for folder in nvidia.__path__:
+        for path in sorted(Path(folder).glob("*/bin/nvdisasm")):
+            return str(path)
+    raise RuntimeError("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
+
+
+def rows_of(job):
+    """The rows of one file, variant and architecture."""
+    importlib.import_module("tinytorch_gpu.cuda")
+    file, variant, arch = job
+    of = SOURCES[file]
+    code, ptx, log = compile_for(of.text, file, of.options(variant), arch)
+    marks, made = instructions(code), []
+    for name, used in sorted(resources(log).items()):
+        entry = ptx[ptx.index(f".entry {name}(") :]
+        entry = entry[: entry.index("\n}")]
+        threads = int(re.search(r"\.maxntid (\d+)", entry)[1])
+        made.append({
+            "file": file, "kernel": name, "variant": " ".join(map(str, variant.values())), "arch": arch,
+            **used, "dynamic": ".extern .shared" in ptx and "extern_shared" in entry or False,
+            "threads": threads,
+            "occupancy": round(occupancy(arch, used["registers"], used["shared"], threads), 3),
+            "uses": marks.get(name, []),
+        })  # fmt: skip
+    return made
+
+
+def table(files, architectures):
     """One row for each kernel, variant and architecture."""
     importlib.import_module("tinytorch_gpu.cuda")
-    for file, of in sorted(SOURCES.items()):
-        if files and file not in files:
+    jobs = [(file, variant, arch)
+            for file, of in sorted(SOURCES.items()) if not files or file in files
+            for variant in of.variants for arch in architectures]  # fmt: skip
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        return [row for rows in pool.map(rows_of, jobs, chunksize=1) for row in rows]
+
+
+def key(row):
+    """What names a row."""
+    return row["file"], row["kernel"], row["variant"], row["arch"]
+
+
+def regressions(rows, saved):
+    """What is worse than it was, in words."""
+    before = {key(row): row for row in saved}
+    for row in rows:
+        label, old = " ".join(map(str, key(row))), before.get(key(row))
+        if row["spilled"]:
+            yield f"{label} spills {row['spilled']} bytes"
+        if old is None:
+            yield f"{label} is not in the saved table: run with --save"
             continue
-        for variant in of.variants:
-            for arch in architectures:
-                code, log = compile_for(of.text, file, of.options(variant), arch)
-                for name, used in resources(log).items():
-                    yield {"file": file, "kernel": name, "variant": variant, "arch": arch, **used,
-                           "bytes": len(code)}  # fmt: skip
+        if row["registers"] > old["registers"] + SLACK:
+            yield f"{label} uses {row['registers']} registers, {old['registers']} before"
+        if row["shared"] > old["shared"]:
+            yield f"{label} uses {row['shared']} bytes of shared memory, {old['shared']} before"
+        if lost := set(old["uses"]) - set(row["uses"]):
+            yield f"{label} has lost: {', '.join(sorted(lost))}"
+
+
+def save(rows):
+    """Write the table for programs and for people."""
+    version = ".".join(map(str, check(nvrtc.nvrtcVersion())))
+    about = {"nvrtc": version, "date": datetime.date.today().isoformat()}
+    text = json.dumps({**about, "rows": rows}, indent=None, separators=(",", ":"))
+    (RESULTS / "kernels.json").write_text(text.replace("},{", "},\n{") + "\n", encoding="utf-8")
+    lines = [
+        "# What the compiler makes of the kernels", "",
+        f"NVRTC {version}, {about['date']}, by profiling/kernel_table.py. Over the architectures "
+        f"{', '.join(f'sm_{a}' for a in ARCHITECTURES)}: the range of registers, the worst theoretical "
+        "occupancy; no kernel spills.", "",
+        "| kernel | variant | threads | registers | shared bytes | occupancy | machine code has |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]  # fmt: skip
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["variant"]), []).append(row)
+    for (kernel, variant), of in groups.items():
+        registers = sorted({row["registers"] for row in of})
+        span = f"{registers[0]}-{registers[-1]}" if len(registers) > 1 else f"{registers[0]}"
+        uses = ", ".join(sorted(set.union(*(set(row["uses"]) for row in of))))
+        worst = min(row["occupancy"] for row in of)
+        shared = f"{max(row['shared'] for row in of)}{'+' if of[0]['dynamic'] else ''}"
+        lines.append(f"| {kernel} | {variant} | {of[0]['threads']} | {span} | {shared} | {worst:.0%} | {uses} |")
+    (RESULTS / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def show(rows):
+    """Print the rows."""
+    for row in rows:
+        print(f"{row['kernel']:36} {row['variant']:22} sm_{row['arch']:<4} {row['registers']:4} registers "
+              f"{row['shared']:6} shared {row['spilled']:5} spilled {row['occupancy']:5.0%} "
+              f"{', '.join(row['uses'])}")  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHITECTURES)
     parser.add_argument("--file", nargs="*", default=())
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--save", action="store_true")
+    what.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    spilled = 0
-    for row in rows(arguments.file, arguments.arch):
-        variant = " ".join(f"{k}={v}" for k, v in row["variant"].items())
-        print(f"{row['kernel']:40} {variant:40} sm_{row['arch']:<4} {row['registers']:4} registers "
-              f"{row['shared']:6} shared {row['stack']:5} stack {row['spilled']:5} spilled")  # fmt: skip
-        spilled += row["spilled"]
-    sys.exit("a kernel spills registers" if spilled else 0)
+    rows = table(arguments.file, arguments.arch)
+    if arguments.save:
+        save(rows)
+    if arguments.check:
+        saved = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))["rows"]
+        worse = list(regressions(rows, saved))
+        print("\n".join(worse) or f"{len(rows)} compiled kernels are as good as the saved ones")
+        sys.exit(bool(worse))
+    show(rows)
+    sys.exit("a kernel spills registers" if any(row["spilled"] for row in rows) else 0)
 
 
 if __name__ == "__main__":

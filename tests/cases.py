@@ -46,6 +46,7 @@ def _elementwise_cases() -> list[Case]:
             ("scalars of an array", normal(3), positive()),
             ("number right", normal(2, 3), 2.5),
             ("number left", -1.5, positive(3)),
+            ("a few blocks", normal(3, 1111), positive(3, 1111)),
         ):
             made.append(Case(name, note, (a, b)))
     for name in (
@@ -201,6 +202,8 @@ def _sampling_cases() -> list[Case]:
         return Case("sample", note, (normal(rows, 11), *row, state(7, 3)))
 
     return [
+        Case("advance", "two rows", (array([3, 0]), array([4, 1])), {"count": 1}),
+        Case("advance", "many rows", (ids(99, 70), ids(99, 70)), {"count": 5}),
         Case("argmax", "(3, 7)", (normal(3, 7),)),
         Case("argmax", "equal ones", (fixed([[1.0, 2, 2]]),)),
         Case("mark_seen", "two tokens", (seen(2, 6), array([[1, 5], [2, -1]]))),
@@ -220,8 +223,26 @@ def _sampling_cases() -> list[Case]:
     ]  # fmt: skip
 
 
+def _kernel_cases() -> list[Case]:
+    import importlib
+    from pathlib import Path
+
+    made: list[Case] = []
+    for path in sorted(Path(__file__).parent.glob("*_cases.py")):
+        if path.stem in ("attention_cases", "bad_folder_cases", "bad_gguf_cases"):
+            continue
+        module = importlib.import_module(path.stem)
+        for value in vars(module).values():
+            if isinstance(value, list) and value and isinstance(value[0], Case):
+                made += value
+    return made
+
+
 CASES: list[Case] = [
     *ATTENTION,
     *_norm_cases(), *_elementwise_cases(), *_reduction_cases(), *_linear_cases(),
     *_model_cases(), *_sampling_cases(),
 ]  # fmt: skip
+# What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
+# gradients; makers are compared with their references on them too.
+KERNEL_CASES: list[Case] = _kernel_cases()

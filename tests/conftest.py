@@ -29,6 +29,17 @@ def smollm2() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest) -> str:
+    """A device that runs the CUDA kernels, by name; the emulated one needs a C++ compiler."""
+    try:
+        return device(request.param).kind
+    except DeviceError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, with the reason."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

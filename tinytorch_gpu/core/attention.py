@@ -259,6 +259,8 @@ class Positions:
             place = like.device
             if self.starts is None:
                 self._array = place.xp.arange(self.first, self.stop)
+            elif self.count == 1:
+                self._array = self.starts[:, None]
             else:
                 self._array = self.starts[:, None] + place.xp.arange(self.count)[None, :]
         return self._array

@@ -222,10 +222,11 @@ def reference_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def record() -> Iterator[list[Call]]:
-    """Collect this thread's calls of operations inside, in order, while they run as always."""
-    before, calls = _recording.calls, []  # type: ignore[var-annotated]
-    _recording.calls = calls
+def record(calls: list[Call] | None = None) -> Iterator[list[Call]]:
+    """Collect this thread's calls of operations inside, in order, while they run as always; each is
+    appended to ``calls`` as soon as it is done."""
+    calls = [] if calls is None else calls
+    before, _recording.calls = _recording.calls, calls
     try:
         yield calls
     finally:

@@ -5,6 +5,7 @@ edited ``#include``d file would be served stale. ``#line`` keeps messages at the
 """
 
 import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,16 @@ class Parameter:
 
 @functools.cache
 def kernels_folder() -> Path:
-    """Return the folder of the ``.cu`` files: inside an installed package, else beside it."""
+    """Return the folder of the ``.cu`` files: inside an installed package, else beside it.
+
+    ``TINYTORCH_KERNELS`` names another: a copy to change and to run.
+    """
+    chosen = os.environ.get("TINYTORCH_KERNELS")
+    if chosen:
+        folder = Path(chosen).resolve()
+        if not (folder / "numbers.cuh").exists():
+            raise FileNotFoundError(f"TINYTORCH_KERNELS={chosen} has no kernels: copy them there")
+        return folder
     for folder in (_PACKAGE / "kernels", _PACKAGE.parent / "kernels"):
         if (folder / "numbers.cuh").exists():
             return folder

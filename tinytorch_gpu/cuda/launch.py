@@ -5,9 +5,11 @@ ignores strides. Here every argument becomes what the signature says or is refus
 same call goes to a GPU or to the emulated device, by where its arrays live.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -41,9 +43,62 @@ def is_element(*arrays: Any) -> bool:
     return all(x is None or dtype_name(x.dtype) in ELEMENTS for x in arrays)
 
 
+class Arena:
+    """The arrays that a sequence of launches asked for, to be given to its repetition.
+
+    Inside ``recording()`` each ``empty`` is remembered; inside ``repeating()`` the same ones come
+    again in the same order, so that nothing is allocated and every address stays.
+    """
+
+    def __init__(self, arrays: list[Any] | None = None) -> None:
+        self.arrays: list[Any] = [] if arrays is None else arrays
+        self._next: int | None = None
+
+    def take(self, like: Any, shape: Any, dtype: Any) -> Any:
+        """Return the next array."""
+        if self._next is None:
+            self.arrays.append(namespace(like).empty(shape, dtype=dtype))
+            return self.arrays[-1]
+        array = self.arrays[self._next] if self._next < len(self.arrays) else None
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        if array is None or array.shape != sizes or array.dtype != dtype:
+            raise RuntimeError("a repeated sequence of launches asks for other arrays than before")
+        self._next += 1
+        return array
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Remember the arrays asked for inside."""
+        before, _thread.arena = _thread.arena, self
+        try:
+            yield
+        finally:
+            _thread.arena = before
+
+    @contextlib.contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Give the remembered arrays again inside."""
+        self._next = 0
+        try:
+            with self.recording():
+                yield
+        finally:
+            self._next = None
+
+
+class _Thread(threading.local):
+    arena: Arena | None = None
+
+
+_thread = _Thread()
+
+
 def empty(like: Any, shape: Any, dtype: Any = None) -> Any:
     """Return an uninitialised array beside ``like``, of its dtype unless one is given."""
-    return namespace(like).empty(shape, dtype=like.dtype if dtype is None else dtype)
+    wanted = like.dtype if dtype is None else dtype
+    if _thread.arena is not None:
+        return _thread.arena.take(like, shape, wanted)
+    return namespace(like).empty(shape, dtype=wanted)
 
 
 def packed(x: Any) -> Any:
@@ -109,7 +164,7 @@ class Kernel:
         self._functions: dict[Any, Any] = {}
 
     def __call__(
-        self, grid: Any, block: Any, *arguments: Any, shared: int = 0, reaches: Any = (),
+        self, grid: Any, block: Any, *arguments: Any, shared: Any = 0, reaches: Any = (),
         **variant: Any,
     ) -> None:  # fmt: skip
         key = tuple(variant.items())

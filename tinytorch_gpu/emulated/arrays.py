@@ -69,6 +69,16 @@ def using_pool(pool: Pool) -> Iterator[Pool]:
         place.pool = before
 
 
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Refuse inside what a CUDA graph cannot hold."""
+    before, place.capturing = place.capturing, True
+    try:
+        yield
+    finally:
+        place.capturing = before
+
+
 def forbid_in_capture(what: str) -> None:
     """Raise a CaptureError if a capture is under way."""
     if place.capturing:
@@ -104,6 +114,13 @@ def _aligned(size: int) -> Any:
     return raw[start : start + size]
 
 
+@dataclass(frozen=True)
+class Pointer:
+    """An address of the emulated device's memory."""
+
+    ptr: int
+
+
 class Array:
     """An array of the emulated device; made by its namespace's functions only."""
 
@@ -131,6 +148,11 @@ class Array:
     def address(self) -> int:
         """Where its first element lies."""
         return self._values.ctypes.data
+
+    @property
+    def data(self) -> "Pointer":
+        """Where it lies, as CuPy says it: ``x.data.ptr``."""
+        return Pointer(self.address)
 
     def validity_at(self, address: int) -> int:
         """The address of the validity of the byte at ``address``, 0 if all of it is valid."""

@@ -56,7 +56,6 @@ _FUNCTIONS = [
     "logical_and",
     "logical_not",
     "logical_or",
-    "matmul",
     "max",
     "maximum",
     "mean",
@@ -174,6 +173,18 @@ def ascontiguousarray(x: Array) -> Array:
     if x.flags.c_contiguous:
         return x
     return computed(numpy.ascontiguousarray, x)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a @ b; 16-bit numbers are added up in float32, as cuBLAS does it."""
+    return computed(_product, a, b)
+
+
+def _product(a: Any, b: Any) -> Any:
+    kind = numpy.result_type(a, b)
+    if kind.itemsize > 2:
+        return numpy.matmul(a, b)
+    return numpy.matmul(a.astype(numpy.float32), b.astype(numpy.float32)).astype(kind)
 
 
 def reshape(x: Array, shape: Any) -> Array:

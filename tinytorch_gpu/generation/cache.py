@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 
+from .. import ops
 from ..backend import Device, assign, compute_dtype, device
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
@@ -34,6 +35,7 @@ class Cache:
         self.keys, self.values = [k for k, _ in pairs], [v for _, v in pairs]
         self.lengths = numpy.zeros(batch, dtype=numpy.int64)
         self._on_device: Any = None
+        self._fixed: tuple[Any, Any] | None = None
         self._clear_plan()
 
     @classmethod
@@ -66,15 +68,14 @@ class Cache:
         """
         if batch != self.batch:
             raise ValueError(f"the cache is for a batch of {self.batch}, not {batch}")
-        latest = int(self.lengths.max())
-        if latest + count > self.capacity:
-            raise ValueError(
-                f"{count} more tokens do not fit: the cache holds {latest} of {self.capacity}"
-            )
+        latest = self._room(count)
         self._new = numpy.full(batch, count) if counts is None else numpy.asarray(counts)
         self._uniform = latest
         uniform = counts is None and bool((self.lengths == latest).all())
         self.stop = int((self.lengths + self._new).max())
+        if self._fixed is not None and count == 1 and counts is None:
+            (self._starts, self._ends), self.stop = self._fixed, self.capacity
+            return Positions(0, 1, self._starts, latest)
         if uniform:
             self._starts = self._ends = None
             return Positions(latest, count)
@@ -83,6 +84,15 @@ class Cache:
         added = count if counts is None else self.device.asarray(self._new)
         self._starts, self._ends = self._on_device, self._on_device + added
         return Positions(0, count, self._starts, latest)
+
+    def _room(self, count: int) -> int:
+        """The longest length held; a ValueError if ``count`` more tokens do not fit."""
+        latest = int(self.lengths.max())
+        if latest + count > self.capacity:
+            raise ValueError(
+                f"{count} more tokens do not fit: the cache holds {latest} of {self.capacity}"
+            )
+        return latest
 
     def arrays(self, layer: int) -> tuple[Any, Any, Any, Any]:
         """Keys and values (B, capacity, K, D) of a layer, and, where rows differ, their lengths
@@ -104,9 +114,35 @@ class Cache:
 
     def advance(self) -> None:
         """Count the planned tokens, now that every layer has them."""
-        self.lengths = self.lengths + self._new
-        self._on_device = self._ends
-        self._clear_plan()
+        if self._fixed is not None and self._starts is self._fixed[0]:
+            ops.advance(*self._fixed, count=1)
+            self.lengths, self._on_device = self.lengths + 1, None
+            self._clear_plan()
+        elif self._fixed is not None:
+            self._set_lengths(slice(None), self.lengths + self._new)
+        else:
+            self.lengths = self.lengths + self._new
+            self._on_device = self._ends
+            self._clear_plan()
+
+    # --- a step that is repeated with the same shapes ---
+    def fix(self) -> None:
+        """Let single-token passes keep their shapes from now on.
+
+        Their lengths and positions are read from two arrays on the device that stay where they
+        are, and attention looks through the whole capacity.
+        """
+        if self._fixed is None:
+            ends = self.lengths + 1
+            self._fixed = self.device.asarray(self.lengths), self.device.asarray(ends)
+
+    def check_step(self) -> None:
+        """A ValueError if a repeated step finds no room."""
+        self._room(1)
+
+    def count_step(self) -> None:
+        """Count on the host what a repeated step has counted on the device."""
+        self.lengths = self.lengths + 1
 
     # --- between passes ---
     def rollback(self, count: int, row: int | None = None) -> None:
@@ -124,6 +160,9 @@ class Cache:
         self.lengths = self.lengths.copy()
         self.lengths[rows] = lengths
         self._on_device = None
+        if self._fixed is not None:
+            for array, values in zip(self._fixed, (self.lengths, self.lengths + 1), strict=True):
+                array[...] = self.device.asarray(values)
         self._clear_plan()
 
     def save(self) -> dict[str, Any]:

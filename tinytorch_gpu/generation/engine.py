@@ -12,7 +12,7 @@ from ..backend import namespace, to_numpy
 from ..core.embeddings import check_ids
 from ..core.tensor import Tensor, no_grad, wrap
 from .cache import Cache
-from .capture import CapturedStep, can_capture, capture
+from .capture import CapturedLaunches, CapturedStep, can_capture, capture
 from .sampler import Sampler, Sampling
 
 # Longer prompts are prefilled in parts, so that the workspace does not grow with them.
@@ -151,7 +151,7 @@ class _Run:
         self.left = numpy.minimum(count, room - held - lengths)
         self.capacity = min(room, longest + count)
         self.lengths = lengths
-        self.captured: CapturedStep | None = None
+        self.captured: CapturedStep | CapturedLaunches | None = None
         self.tried = False
 
     def steps(self) -> Iterator[Step]:
@@ -221,15 +221,15 @@ class _Run:
 
         The ids never leave the device, except that a finished row is fed the pad id.
         """
-        if self.captured is not None:
-            return self.captured(int(tokens[0]))
-        if not self.tried and can_capture(self.model, self.cache):
-            self.tried = True
-            logits, self.captured = capture(self.model, self.cache, int(tokens[0]), self._step)
-            return logits
         if finished.any():
             ids = self.model.device.asarray(numpy.clip(tokens, 0, self.model.config.vocab_size - 1))
         self._make_room(finished)
+        if self.captured is not None:
+            return self.captured(ids)
+        if not self.tried and can_capture(self.model, self.cache):
+            self.tried = True
+            logits, self.captured = capture(self.model, self.cache, ids, self._step)
+            return logits
         return self._step(wrap(ids[:, None]))
 
     def _step(self, ids: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from .elementwise import (
     where,
 )
 from .embedding import embedding
+from .lengths import advance
 from .linear import linear, matmul
 from .loss import cross_entropy
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -34,7 +35,7 @@ from .sampling import argmax, mark_seen, penalize, sample
 from .shape import getitem, permute, reshape, split_heads
 
 __all__ = [
-    "absolute", "add", "add_layer_norm", "add_rms_norm", "argmax", "attention",
+    "absolute", "add", "add_layer_norm", "add_rms_norm", "advance", "argmax", "attention",
     "attention_with_weights", "cached_attention", "cast", "concat", "cross_entropy", "divide", "dropout", "embedding",
     "exp", "geglu", "gelu", "gelu_tanh", "getitem", "layer_norm", "linear", "log", "mark_seen", "matmul", "max",
     "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",

@@ -24,7 +24,7 @@ def linear(
     out = inner if activation is None else OPS[activation].reference(inner)[0]
     if residual is not None:
         out = out + widen(residual)
-    saved = None if activation is None else inner
+    saved = None if activation is None else narrow(inner, x.dtype)
     return narrow(out, x.dtype), (x, weight, None if bias is None else bias.dtype, saved, residual)
 
 
@@ -34,7 +34,7 @@ def _(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
     xp = namespace(x)
     dy = widen(dout)
     if activation is not None:
-        (dy,) = OPS[activation].differentiate((saved,), dy)
+        (dy,) = OPS[activation].differentiate((widen(saved),), dy)
     dx = xp.matmul(dy, widen(weight))
     rows = xp.reshape(dy, (-1, dy.shape[-1]))
     dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))

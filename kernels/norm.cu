@@ -1,0 +1,84 @@
+// Layer normalization (Ba, Kiros and Hinton 2016) and RMS normalization (Zhang and Sennrich 2019) of
+// rows of up to 16384 elements, alone or behind the addition of a residual; forward and backward.
+//
+// Layout. x is (rows, width), packed. The `group` threads of a row take turns at chunks of N neighbours:
+// N is 16 bytes' worth, or 1 where width or addresses do not allow that. A group is a power of two up to
+// a warp, whose sums need shuffles only, or several warps, which meet in shared memory. So a warp has
+// many short rows at work and a block one long row, and every request covers whole 32-byte sectors.
+//
+// Forward. A thread holds up to 32 elements of its row in registers, so that x is read once. The mean comes
+// first and the variance from what is left after taking it off, which cannot cancel as E[x^2] - E[x]^2 does;
+// what rounding left in the mean is found with it and corrects both (Chan, Golub and LeVeque 1983, "Algorithms
+// for computing the sample variance", the corrected two-pass algorithm). Weight and bias are on their way while
+// the sums are made, and come from the cache but for the first rows. Bytes: read x (and residual), write out
+// (and total), 8 a row for the statistics: the least possible. Some 12 operations an element are far fewer
+// than memory speed allows. 66 to 110 registers, 128 threads a block for short rows: at least 512 threads on a
+// multiprocessor, each with 64 bytes or more under way, which is above what latency times bandwidth asks of
+// one (18 KiB on an H100).
+//
+// Backward. With dn = dout * weight and n the normed row,
+//     dx = rstd (dn - mean(dn) - n mean(dn n)),   dweight = sum of dout n,   dbias = sum of dout
+// over the rows; RMS has no mean(dn). A few blocks of 512 threads stay for the whole launch. A thread keeps
+// the same 16 columns for all its rows and adds up their dweight and dbias in registers; in the end a block adds
+// up its groups and leaves one partial row, and a second kernel adds the partial rows. No order ever changes.
+// Bytes: read x and dout, write dx, and for each partial row 4 to write and 4 to read a column of each gradient:
+// the launcher makes no more than one for 64 rows, 16 / (64 * 6) = 4 % in 16 bits (but 16 of them for few rows,
+// which are over before memory speed matters), nor more than one a multiprocessor. Registers: x and dout as they
+// lie in memory, sums in float32, up to 128 with all else, so a multiprocessor has one block, with 32 KiB of
+// loads under way in 16 bits.
+//
+// Rows beyond 8192 need 32 columns a thread, whose sums leave no room for the row: its elements are read again
+// for dx from the cache, at most 128 KiB later. Where width or addresses do not allow vectors, elements are
+// taken one by one, and read again from the cache too.
+#include "columns.cuh"
+#include "norm_backward.cuh"
+#include "norm_forward.cuh"
+
+extern "C" __global__ void __launch_bounds__(512) layer_norm_forward(
+    const REAL* x, const REAL* residual, const PARAM* weight, const PARAM* bias, REAL* total, REAL* out, float* mean,
+    float* rstd, long long rows, int width, int group, float eps) {
+    Forward arrays = {x, residual, weight, bias, total, out, mean, rstd};
+    normalize_any<true>(arrays, rows, width, group, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward(
+    const REAL* x, const REAL* residual, const PARAM* weight, REAL* total, REAL* out, float* rstd, long long rows,
+    int width, int group, float eps) {
+    Forward arrays = {x, residual, weight, nullptr, total, out, nullptr, rstd};
+    normalize_any<false>(arrays, rows, width, group, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_backward(
+    const REAL* x, const PARAM* weight, const float* mean, const float* rstd, const REAL* dout, const REAL* dtotal,
+    REAL* dx, float* dweight, float* dbias, long long rows, int width, int group) {
+    Backward arrays = {x, weight, mean, rstd, dout, dtotal, dx, dweight, dbias};
+    differentiate_any<true>(arrays, rows, width, group);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_backward(
+    const REAL* x, const PARAM* weight, const float* rstd, const REAL* dout, const REAL* dtotal, REAL* dx,
+    float* dweight, long long rows, int width, int group) {
+    Backward arrays = {x, weight, nullptr, rstd, dout, dtotal, dx, dweight, nullptr};
+    differentiate_any<false>(arrays, rows, width, group);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_backward_wide(
+    const REAL* x, const PARAM* weight, const float* mean, const float* rstd, const REAL* dout, const REAL* dtotal,
+    REAL* dx, float* dweight, float* dbias, long long rows, int width) {
+    Backward arrays = {x, weight, mean, rstd, dout, dtotal, dx, dweight, dbias};
+    differentiate_wide<true>(arrays, rows, width);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_backward_wide(
+    const REAL* x, const PARAM* weight, const float* rstd, const REAL* dout, const REAL* dtotal, REAL* dx,
+    float* dweight, long long rows, int width) {
+    Backward arrays = {x, weight, nullptr, rstd, dout, dtotal, dx, dweight, nullptr};
+    differentiate_wide<false>(arrays, rows, width);
+}
+
+// blockIdx.y: 0 for dweight, 1 for dbias, whose `count` partial rows lie behind those of dweight.
+extern "C" __global__ void __launch_bounds__(256) sum_norm_gradients(
+    const float* partial, PARAM* dweight, PARAM* dbias, int count, int width) {
+    const float* from = partial + (long long)blockIdx.y * count * width;
+    sum_partial_rows(from, count, width, blockIdx.y == 0 ? dweight : dbias);
+}

@@ -1,0 +1,111 @@
+"""The decode kernel of linear maps, beyond the case table: quantized weights, a norm in front."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from running_ops import UNIT_ROUNDOFF, error, size
+
+from tinytorch_gpu import backend
+from tinytorch_gpu.checkpoint.quantization import FORMATS
+from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
+
+NORMS = {
+    "layer": lambda x, g, s, eps: OPS["layer_norm"].reference(x, g, s, eps=eps)[0],
+    "rms": lambda x, g, s, eps: OPS["rms_norm"].reference(x, g, eps=eps)[0],
+}
+
+
+SIZES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
+
+
+def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
+    """Random bytes as rows of blocks, with scales that are numbers of ordinary size."""
+    random = np.random.default_rng(seed)
+    made = random.integers(0, 256, (outs, width // 32, SIZES[quantization]), dtype=np.uint8)
+    scales = random.uniform(-0.1, 0.1, (outs, width // 32, 2)).astype(np.float16)
+    count = 4 if quantization == "q4_1" else 2
+    made[:, :, :count] = scales.view(np.uint8)[:, :, :count]
+    return made.reshape(outs, -1)
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize(
+    ("rows", "width", "outs", "activation"),
+    [
+        (1, 32, 3, None), (1, 576, 33, None), (2, 64, 6, "swiglu"), (3, 1088, 5, "relu"),
+        (5, 96, 40, "geglu"), (16, 160, 8, None), (1, 2048, 18, "swiglu"),
+    ],
+)  # fmt: skip
+def test_quantized_weights(
+    gpu: str, quantization: str, rows: int, width: int, outs: int, activation: str | None
+) -> None:
+    place, random = backend.device(gpu), np.random.default_rng(1)
+    raw = blocks(quantization, outs, width)
+    weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
+    weight = weight.reshape(outs, width)
+    x = random.standard_normal((rows, width)).astype(np.float32)
+    bias = random.standard_normal(outs).astype(np.float32)
+    made_width = outs // 2 if activation in ("swiglu", "geglu") else outs
+    residual = random.standard_normal((rows, made_width)).astype(np.float32)
+    for dtype in ("float32", "float16"):
+        wide = [a.astype(dtype).astype(np.float64) for a in (x, residual)]
+        truth = OPS["linear"].reference(
+            wide[0], weight.astype(np.float64), bias.astype(np.float64), wide[1],
+            activation=activation,
+        )[0]  # fmt: skip
+        made = quantized_linear(
+            place.asarray(x.astype(dtype)), place.asarray(raw), quantization, place.asarray(bias),
+            place.asarray(residual.astype(dtype)), activation=activation,
+        ).get()  # fmt: skip
+        scale = size(np.abs(wide[0]) @ np.abs(weight.astype(np.float64)).T)
+        scale *= scale if activation in ("swiglu", "geglu") else 1  # a product of two sums
+        assert made.dtype == dtype
+        allowed = UNIT_ROUNDOFF[dtype] * size(truth) + 8 * UNIT_ROUNDOFF["float32"] * scale
+        assert error(made, truth) <= allowed
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize(("dtype", "storage"), [("float32", "float32"), ("float16", "float16"),
+                                                ("bfloat16", "bfloat16"), ("float32", "float16")])  # fmt: skip
+@pytest.mark.parametrize(("rows", "width", "outs"), [(1, 7, 3), (2, 40, 5), (9, 264, 17), (16, 96, 2)])
+def test_a_norm_in_front(
+    gpu: str, kind: str, dtype: str, storage: str, rows: int, width: int, outs: int
+) -> None:
+    place, random = backend.device(gpu), np.random.default_rng(2)
+    x, weight, gain, shift, bias = (
+        random.standard_normal(shape).astype(backend.dtype(kept))
+        for shape, kept in (
+            ((rows, width), dtype), ((outs, width), storage), (width, storage), (width, storage),
+            (outs, storage),
+        )
+    )  # fmt: skip
+    x[0] += 3  # a mean that matters
+    shift_given = shift if kind == "layer" else None
+    linear = OPS["linear"].reference
+
+    def composed(*arrays: Any) -> Any:
+        x, weight, gain, shift, bias = arrays
+        return linear(NORMS[kind](x, gain, shift, 1e-5), weight, bias)[0]
+
+    given = (x, weight, gain, shift, bias)
+    truth = composed(*(a.astype(np.float64) for a in given))
+    rounded = composed(*given)
+    on_device = [None if a is None else place.asarray(a) for a in (x, weight, gain, shift_given, bias)]
+    made = decode_linear(
+        on_device[0], on_device[1], on_device[4], norm=(kind, on_device[2], on_device[3], 1e-5)
+    )
+    allowed = 2 * error(rounded, truth) + 8 * UNIT_ROUNDOFF[dtype] * size(truth)
+    assert error(made.get(), truth) <= allowed
+
+
+def test_wrong_shapes_are_refused(gpu: str) -> None:
+    place = backend.device(gpu)
+    x, raw = place.zeros((1, 64)), place.asarray(blocks("q8_0", 4, 64))
+    with pytest.raises(ValueError, match="one of q8_0"):
+        quantized_linear(x, raw, "q5_0")
+    with pytest.raises(ValueError, match="68 bytes are not 32 weights"):
+        quantized_linear(place.zeros((1, 32)), raw, "q8_0")
+    with pytest.raises(ValueError, match="up to 16 rows"):
+        quantized_linear(place.zeros((17, 64)), raw, "q8_0")
