@@ -27,6 +27,13 @@
 
 #define NEIGHBOURS (16 / (int)sizeof(REAL))
 
+// Blocks that a multiprocessor should hold: the compiler for 10.0 cannot do with 48 registers.
+#if __CUDA_ARCH__ == 1000
+#define RESIDENT 4
+#else
+#define RESIDENT 5
+#endif
+
 // sigmoid(z) and sigmoid(z) (1 - sigmoid(z)).
 struct Sigmoid {
     float value, product;
@@ -193,7 +200,7 @@ __device__ inline void forward(const Forward& a, long long row, long long width,
     write<N, MIXED>(a.out, to, out);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 5) activation_forward(
+extern "C" __global__ void __launch_bounds__(256, RESIDENT) activation_forward(
     void* inner, const void* bias, const void* residual, void* out, long long rows, long long width, int blocks_a_row,
     int function, bool gated, bool keep, bool inner_wide, bool bias_wide, bool residual_wide, bool out_wide) {
     Forward a = {{inner, inner_wide}, {bias, bias_wide}, {residual, residual_wide}, {out, out_wide},
@@ -247,7 +254,7 @@ __device__ inline void backward(const Backward& a, long long row, long long widt
     write<N, MIXED>(a.dinner, from, x);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 5) activation_backward(
+extern "C" __global__ void __launch_bounds__(256, RESIDENT) activation_backward(
     const void* inner, const void* dout, void* dinner, long long rows, long long width, int blocks_a_row,
     int function, bool gated, bool inner_wide, bool dout_wide, bool dinner_wide) {
     Backward a = {{inner, inner_wide}, {dout, dout_wide}, {dinner, dinner_wide}, function, gated};

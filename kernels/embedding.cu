@@ -154,16 +154,19 @@ template <int N> __device__ inline void sum_rows(
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     long long first = (long long)blockIdx.x * WARPS, c = ((long long)blockIdx.y * 32 + lane) * N;
     bool live = c < width;
+    // Lane i looks at row i: one request for all counts, which are the same in every warp.
+    int looked_at = lane < WARPS && first + lane < rows ? counts[first + lane] : 0;
+    unsigned heavy = __ballot_sync(FULL_WARP, looked_at > HEAVY);
+    int count = __shfl_sync(FULL_WARP, looked_at, warp);
     long long row = first + warp;
-    int count = row < rows ? counts[row] : 0;
     if (live && row < rows && count <= HEAVY) {
         float sum[N] = {};
         if (count) add_places<N>(sum, douts + c, ordered + starts[row], 0, count, 1, width);
         store_scaled<N>(gradient + row * width + c, sum, scale);
     }
-    for (int w = 0; w < WARPS && first + w < rows; w++) {
-        count = counts[first + w];
-        if (count <= HEAVY) continue;  // the same for the whole block
+    for (; heavy; heavy &= heavy - 1) {
+        int w = __ffs((int)heavy) - 1;
+        count = __shfl_sync(FULL_WARP, looked_at, w);
         float sum[N] = {};
         if (live) add_places<N>(sum, douts + c, ordered + starts[first + w], warp, count, WARPS, width);
 #pragma unroll
@@ -179,7 +182,7 @@ template <int N> __device__ inline void sum_rows(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) embedding_sum(
+extern "C" __global__ void __launch_bounds__(256, 4) embedding_sum(
     const REAL* douts, const int* counts, const int* starts, const int* ordered, float scale,
     PARAM* gradient, long long rows, long long width, bool vectors
 ) {

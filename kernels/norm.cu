@@ -12,7 +12,7 @@
 // for computing the sample variance", the corrected two-pass algorithm). Weight and bias are on their way while
 // the sums are made, and come from the cache but for the first rows. Bytes: read x (and residual), write out
 // (and total), 8 a row for the statistics: the least possible. Some 12 operations an element are far fewer
-// than memory speed allows. 66 to 110 registers, 128 threads a block for short rows: at least 512 threads on a
+// than memory speed allows. 76 to 112 registers, 128 threads a block for short rows: at least 512 threads on a
 // multiprocessor, each with 64 bytes or more under way, which is above what latency times bandwidth asks of
 // one (18 KiB on an H100).
 //

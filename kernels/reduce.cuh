@@ -1,5 +1,6 @@
 // Sums and maxima over a warp and over a block, in an order that never changes.
 #pragma once
+#include "numbers.cuh"
 
 #define FULL_WARP 0xffffffffu
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from activation_cases import ACTIVATION, DROPOUT
 from attention_cases import ATTENTION, turns
+from cached_attention_cases import CACHED
 from case_specs import (
     Case,
     DType,
@@ -19,6 +21,11 @@ from case_specs import (
     state,
     weight,
 )  # fmt: skip
+from embedding_cases import EMBEDDING
+from loss_cases import LOSS
+from norm_cases import NORM
+from optimizer_cases import OPTIMIZER, OPTIMIZER_KERNELS
+from sampling_cases import SAMPLING
 
 
 def _norm_cases() -> list[Case]:
@@ -223,26 +230,13 @@ def _sampling_cases() -> list[Case]:
     ]  # fmt: skip
 
 
-def _kernel_cases() -> list[Case]:
-    import importlib
-    from pathlib import Path
-
-    made: list[Case] = []
-    for path in sorted(Path(__file__).parent.glob("*_cases.py")):
-        if path.stem in ("attention_cases", "bad_folder_cases", "bad_gguf_cases"):
-            continue
-        module = importlib.import_module(path.stem)
-        for value in vars(module).values():
-            if isinstance(value, list) and value and isinstance(value[0], Case):
-                made += value
-    return made
-
-
 CASES: list[Case] = [
-    *ATTENTION,
+    *ATTENTION, *OPTIMIZER,
     *_norm_cases(), *_elementwise_cases(), *_reduction_cases(), *_linear_cases(),
     *_model_cases(), *_sampling_cases(),
 ]  # fmt: skip
 # What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
 # gradients; makers are compared with their references on them too.
-KERNEL_CASES: list[Case] = _kernel_cases()
+KERNEL_CASES: list[Case] = [
+    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *LOSS, *NORM, *OPTIMIZER_KERNELS, *SAMPLING,
+]  # fmt: skip

@@ -112,8 +112,12 @@ def tests_of(file: str) -> list[str]:
     for name, op in OPS.items():
         maker = op.makers.get("cuda")
         module = sys.modules[maker.forward.__module__] if maker else None
-        sources = {v.file for v in vars(module).values() if isinstance(v, Source)} if module else set()
-        if sources & set(wanted) or (module and f"{module.__name__.rpartition('.')[2]}.cu" in wanted):
+        sources = (
+            {v.file for v in vars(module).values() if isinstance(v, Source)} if module else set()
+        )
+        if sources & set(wanted) or (
+            module and f"{module.__name__.rpartition('.')[2]}.cu" in wanted
+        ):
             names.add(name)
     for cu in wanted:
         stem = cu.removesuffix(".cu")
@@ -127,7 +131,9 @@ def _keywords(names: set[str], extra: set[str]) -> str:
     """pytest's -k takes words: the names of the operations, or anything in the extra files."""
     ours = " or ".join(sorted({name for name in names}))
     files = " or ".join(Path(f).stem for f in sorted(extra))
-    return f"(test_op_makers_emulated and does_what and ({ours}))" + (f" or {files}" if files else "")
+    return f"(test_op_makers_emulated and does_what and ({ours}))" + (
+        f" or {files}" if files else ""
+    )
 
 
 def caught(mutant: Mutant, arguments: list[str], limit: float, cache: str) -> tuple[bool, float]:
@@ -150,7 +156,9 @@ def caught(mutant: Mutant, arguments: list[str], limit: float, cache: str) -> tu
                 # A source that no longer compiles while tests are collected is caught as well.
                 failed = "CompilerError" in done.stdout + done.stderr
                 if not failed:
-                    raise RuntimeError(f"{mutant}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+                    raise RuntimeError(
+                        f"{mutant}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+                    )
         except subprocess.TimeoutExpired:
             failed = True
     return failed, time.monotonic() - began

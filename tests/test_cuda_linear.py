@@ -69,7 +69,9 @@ def test_quantized_weights(
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("dtype", "storage"), [("float32", "float32"), ("float16", "float16"),
                                                 ("bfloat16", "bfloat16"), ("float32", "float16")])  # fmt: skip
-@pytest.mark.parametrize(("rows", "width", "outs"), [(1, 7, 3), (2, 40, 5), (9, 264, 17), (16, 96, 2)])
+@pytest.mark.parametrize(
+    ("rows", "width", "outs"), [(1, 7, 3), (2, 40, 5), (9, 264, 17), (16, 96, 2)]
+)
 def test_a_norm_in_front(
     gpu: str, kind: str, dtype: str, storage: str, rows: int, width: int, outs: int
 ) -> None:
@@ -92,7 +94,9 @@ def test_a_norm_in_front(
     given = (x, weight, gain, shift, bias)
     truth = composed(*(a.astype(np.float64) for a in given))
     rounded = composed(*given)
-    on_device = [None if a is None else place.asarray(a) for a in (x, weight, gain, shift_given, bias)]
+    on_device = [
+        None if a is None else place.asarray(a) for a in (x, weight, gain, shift_given, bias)
+    ]
     made = decode_linear(
         on_device[0], on_device[1], on_device[4], norm=(kind, on_device[2], on_device[3], 1e-5)
     )

@@ -68,8 +68,7 @@ def test_dropout_draws_the_same_numbers(gpu: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_model_file_loads(tiny_gguf: Path, dtype: str, gpu: str) -> None:
     here, there = (
-        Transformer.from_pretrained(tiny_gguf, device=place, dtype=dtype)
-        for place in ("cpu", gpu)
+        Transformer.from_pretrained(tiny_gguf, device=place, dtype=dtype) for place in ("cpu", gpu)
     )
     logits = [model(IDS).detach().cpu().numpy() for model in (here, there)]
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)

@@ -83,7 +83,7 @@ def cross_entropy_with_gradient(
     ``out`` (N, V), if given, receives the gradient; it may be ``logits``. Arguments that no kernel
     takes are a ValueError.
     """
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if not _accepts(logits, targets, **options):
         raise ValueError(
             f"no kernel for logits {logits.shape} of {logits.dtype} and targets "

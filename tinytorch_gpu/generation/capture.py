@@ -131,7 +131,7 @@ def _capture_launches(
     calls = _Recorded(arena)
     with no_grad(), arena.recording(), record(calls):
         logits = step(wrap(held))
-    launches = _launches(calls)
+    launches = _launches(calls, len(cache.keys))
     if launches is None:
         return logits, None
 
@@ -142,15 +142,17 @@ def _capture_launches(
     return logits, CapturedLaunches(cache, held, run, logits)
 
 
-def _launches(calls: _Recorded) -> list[Callable[[], None]] | None:
+def _launches(calls: _Recorded, layers: int) -> list[Callable[[], None]] | None:
     """The functions that launch the recorded kernels again; None if an operation has none."""
+    if sum(call.op.name == "cached_attention" for call in calls) != layers:
+        return None  # keys and values were appended by plain array code
     made: list[Callable[[], None]] = []
     skip = False
     for i, call in enumerate(calls):
         if skip or _is_view(call):
             skip = False
             continue
-        if call.maker is None:
+        if call.maker is None or not _in_place(call):
             return None
         after = calls[i + 1] if i + 1 < len(calls) else None
         fused = _normed_linear(call, after, calls)
@@ -171,6 +173,12 @@ def _launch(forward: Callable[..., Any], call: Call, given: list[Any]) -> Callab
             forward(*call.arrays, **call.options)
 
     return launch
+
+
+def _in_place(call: Call) -> bool:
+    """Whether the kernels take the arrays as they lie: a copy made first would be new memory."""
+    given = [a for a in call.arrays if hasattr(a, "flags")]
+    return call.op.name == "cached_attention" or all(a.flags.c_contiguous for a in given)
 
 
 def _is_view(call: Call) -> bool:
