@@ -129,7 +129,7 @@ def tests_of(file: str) -> list[str]:
 
 def _keywords(names: set[str], extra: set[str]) -> str:
     """pytest's -k takes words: the names of the operations, or anything in the extra files."""
-    ours = " or ".join(sorted({name for name in names}))
+    ours = " or ".join(sorted(names))
     files = " or ".join(Path(f).stem for f in sorted(extra))
     return f"(test_op_makers_emulated and does_what and ({ours}))" + (
         f" or {files}" if files else ""
