@@ -101,18 +101,20 @@ template <int ROWS> __device__ inline void multiply(
         float (&sums)[2][ROWS], const float (&a)[8], const float (&b)[8], const REAL* xs, int first, int second, int room) {
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
-        float low[4], high[4];
-        load<4>(low, xs + row * room + first);
-        load<4>(high, xs + row * room + second);
+        float x[8];
+        if constexpr (Weights<PARAM>::TOGETHER) {
+            load<8>(x, xs + row * room + first);
+        } else {
+            float low[4], high[4];
+            load<4>(low, xs + row * room + first);
+            load<4>(high, xs + row * room + second);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            sums[0][row] = fmaf(a[i], low[i], sums[0][row]);
-            sums[1][row] = fmaf(b[i], low[i], sums[1][row]);
+            for (int i = 0; i < 4; i++) { x[i] = low[i]; x[i + 4] = high[i]; }
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            sums[0][row] = fmaf(a[i + 4], high[i], sums[0][row]);
-            sums[1][row] = fmaf(b[i + 4], high[i], sums[1][row]);
+        for (int i = 0; i < 8; i++) {
+            sums[0][row] = fmaf(a[i], x[i], sums[0][row]);
+            sums[1][row] = fmaf(b[i], x[i], sums[1][row]);
         }
     }
 }
@@ -134,9 +136,9 @@ template <int ROWS> __device__ inline void dot_two(
         }
         for (int pack = lane; pack < packs; pack += 32) {
             float a[8], b[8];
-            W::take(a, (const PARAM*)(one + offset), stage, pack);
-            W::take(b, (const PARAM*)(two + offset), stage + W::STAGE, pack);
-            multiply<ROWS>(sums, a, b, xs + start, W::first(pack), W::second(pack), s.room);
+            W::take(a, (const PARAM*)(one + offset), stage, pack, packs);
+            W::take(b, (const PARAM*)(two + offset), stage + W::STAGE, pack, packs);
+            multiply<ROWS>(sums, a, b, xs + start, W::first(pack), W::second(pack, packs), s.room);
         }
     }
 }

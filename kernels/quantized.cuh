@@ -14,15 +14,34 @@ struct q4_1 { half scale, minimum; unsigned char pairs[16]; };  // the same, plu
 template <class W> struct Weights {
     static const int GROUP = 256, STAGE = 0, BLOCK = 1;
 
-    // The eight weights of `pack` in a row of `count` dense ones, and the places of the elements they meet.
-    __device__ static void take(float (&w)[8], const W* row, const unsigned char*, int pack) { load<8>(w, row + 8 * pack); }
+    static const bool TOGETHER = true;  // whether eight weights meet eight neighbours
+
+    // The eight weights of `pack` out of `packs`, and the places of the two times four elements they meet.
+    __device__ static void take(float (&w)[8], const W* row, const unsigned char*, int pack, int) { load<8>(w, row + 8 * pack); }
     __device__ static int first(int pack) { return 8 * pack; }
-    __device__ static int second(int pack) { return 8 * pack + 4; }
+    __device__ static int second(int pack, int) { return 8 * pack + 4; }
+};
+
+// Four floats are 16 bytes: a lane takes four of each half of the group, so that a warp's load has no gaps.
+template <> struct Weights<float> {
+    static const int GROUP = 256, STAGE = 0, BLOCK = 1;
+    static const bool TOGETHER = false;
+
+    __device__ static void take(float (&w)[8], const float* row, const unsigned char*, int pack, int packs) {
+        float low[4], high[4];
+        load<4>(low, row + first(pack));
+        load<4>(high, row + second(pack, packs));
+#pragma unroll
+        for (int i = 0; i < 4; i++) { w[i] = low[i]; w[i + 4] = high[i]; }
+    }
+    __device__ static int first(int pack) { return 4 * pack; }
+    __device__ static int second(int pack, int packs) { return 4 * (pack + packs); }
 };
 
 // What all kinds of blocks share: 32 of them to a group, four lanes to a block.
 template <class B> struct Blocks {
     static const int GROUP = 1024, STAGE = 32 * (int)sizeof(B), BLOCK = 32;
+    static const bool TOGETHER = false;
 };
 
 __device__ inline float half_at(const unsigned char* p) {
@@ -32,7 +51,7 @@ __device__ inline float half_at(const unsigned char* p) {
 }
 
 template <> struct Weights<q8_0> : Blocks<q8_0> {
-    __device__ static void take(float (&w)[8], const q8_0*, const unsigned char* stage, int pack) {
+    __device__ static void take(float (&w)[8], const q8_0*, const unsigned char* stage, int pack, int) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q8_0);
         float scale = half_at(block);
         const unsigned short* pairs = (const unsigned short*)(block + 2 + 8 * (pack & 3));
@@ -43,7 +62,7 @@ template <> struct Weights<q8_0> : Blocks<q8_0> {
         }
     }
     __device__ static int first(int pack) { return 8 * pack; }
-    __device__ static int second(int pack) { return 8 * pack + 4; }
+    __device__ static int second(int pack, int) { return 8 * pack + 4; }
 };
 
 // Four bytes hold elements 4 p .. 4 p + 3 in their low halves and 16 more in their high ones.
@@ -60,11 +79,11 @@ template <class B> struct Nibbles : Blocks<B> {
             }
     }
     __device__ static int first(int pack) { return (pack >> 2) * 32 + 4 * (pack & 3); }
-    __device__ static int second(int pack) { return first(pack) + 16; }
+    __device__ static int second(int pack, int) { return first(pack) + 16; }
 };
 
 template <> struct Weights<q4_0> : Nibbles<q4_0> {
-    __device__ static void take(float (&w)[8], const q4_0*, const unsigned char* stage, int pack) {
+    __device__ static void take(float (&w)[8], const q4_0*, const unsigned char* stage, int pack, int) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q4_0);
         float scale = half_at(block);
         Nibbles<q4_0>::take(w, block + 2 + 4 * (pack & 3), scale, -8.0f * scale);
@@ -72,7 +91,7 @@ template <> struct Weights<q4_0> : Nibbles<q4_0> {
 };
 
 template <> struct Weights<q4_1> : Nibbles<q4_1> {
-    __device__ static void take(float (&w)[8], const q4_1*, const unsigned char* stage, int pack) {
+    __device__ static void take(float (&w)[8], const q4_1*, const unsigned char* stage, int pack, int) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q4_1);
         Nibbles<q4_1>::take(w, block + 4 + 4 * (pack & 3), half_at(block), half_at(block + 2));
     }

@@ -71,7 +71,10 @@ def test_a_model_file_loads(tiny_gguf: Path, dtype: str, gpu: str) -> None:
         Transformer.from_pretrained(tiny_gguf, device=place, dtype=dtype) for place in ("cpu", gpu)
     )
     logits = [model(IDS).detach().cpu().numpy() for model in (here, there)]
-    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
+    # In 16 bits a GPU computes in 16 bits too: a few roundings a layer.
+    allowed = {"float32": 1e-4, "float16": 4 * 2.0**-11, "bfloat16": 4 * 2.0**-8}[dtype]
+    scale = max(1, np.abs(logits[0]).max())
+    np.testing.assert_allclose(logits[1].astype(np.float32), logits[0], atol=allowed * scale)
     assert there.token_embedding.weight.device == device(gpu)
 
 
@@ -98,8 +101,9 @@ def test_a_decode_step_waits_for_the_host_once(
     config = TransformerConfig(50, 32, 4, 2, 48, 64, **FAMILIES[family])
     model = Transformer.from_config(config, device="cuda", seed=1)
     options = {"temperature": 0.7, "top_k": 5, "repetition_penalty": 1.1, "seed": 1}
-    steps = model.generate([[1, 2, 3]], 5, stream=True, **options)
-    next(steps)
+    steps = model.generate([[1, 2, 3]], 8, stream=True, **options)
+    for _ in range(3):  # the prompt, and a step that is captured
+        next(steps)
     copies, to_numpy, make = [], engine.to_numpy, cupy.asarray
 
     def only_from_the_device(x: Any, *rest: Any, **more: Any) -> Any:

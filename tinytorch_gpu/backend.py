@@ -119,10 +119,11 @@ def float_dtype(name: Any) -> Any:
     return found
 
 
-def compute_dtype(storage: Any) -> Any:
-    """Return the dtype of activations for weights stored in ``storage``: 32 bits at least."""
+def compute_dtype(storage: Any, where: str = "cpu") -> Any:
+    """Return the dtype of activations for weights stored in ``storage`` on a kind of device: the same
+    on a GPU, whose kernels take 16 bits and add up in 32; 32 bits at least elsewhere."""
     wanted = storage if isinstance(storage, numpy.dtype) else dtype(storage)
-    return _FLOAT32 if wanted.itemsize == 2 else wanted
+    return _FLOAT32 if wanted.itemsize == 2 and where not in DEVICES else wanted
 
 
 def dtype_name(of: Any) -> str:

@@ -8,6 +8,7 @@ COMMANDS = {
     "generate": "continue a prompt, token by token",
     "chat": "talk to a model",
     "inspect": "what a model file holds and would need, without loading it",
+    "profile": "what the kernels do, counted on the emulated device",
     "doctor": "what is installed, what is missing, and how to fix it",
 }
 
@@ -45,6 +46,7 @@ def build_parser(parser_class: type[argparse.ArgumentParser]) -> argparse.Argume
     _generate(parts["generate"])
     _chat(parts["chat"])
     _inspect(parts["inspect"])
+    _profile(parts["profile"])
     parts["doctor"].add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -83,6 +85,17 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=number(int, 1), help="tokens (default: all it can take)")
     parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="of the weights")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("work", nargs="?", default="generate", choices=("generate", "train"))
+    parser.add_argument("-m", "--model", help="as for generate -m (default: a small random one)")
+    parser.add_argument("--device", default="emulated", help="emulated")
+    parser.add_argument("--dtype", default="float32", choices=_DTYPES[:3], help="of the weights")
+    parser.add_argument(
+        "--tokens", type=number(int, 1), default=8, help="to generate, or to train on"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
 
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -56,7 +56,7 @@ class Embedding(Module):
 
     def look_up(self, ids: Tensor) -> Tensor:
         """``forward`` for ids known to be in range: nothing waits for the device."""
-        compute = compute_dtype(self.weight.dtype)
+        compute = compute_dtype(self.weight.dtype, kind(self.weight.data))
         return ops.embedding(ids, self.weight, dtype=compute, padding=self.padding_idx)
 
     def get_memory_usage(self) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def _accepts(
     window: int | None = None,
 ) -> bool:  # fmt: skip
     batch, tokens, _, width = packed.shape
-    whole = (x is None or isinstance(x, int) or dtype_name(x.dtype) == "int64" for x in (starts, lengths))
+    whole = (
+        x is None or isinstance(x, int) or dtype_name(x.dtype) == "int64" for x in (starts, lengths)
+    )
     if not (is_element(packed, keys, values) and keys.dtype == values.dtype and packed.size):
         return False
     if width > 256 or keys.shape != values.shape or not all(whole) or not keys.shape[2]:
@@ -156,4 +158,3 @@ def _accepts(
 
 
 cached_attention.maker("cuda", _forward, accepts=_accepts)
-

@@ -11,6 +11,7 @@ class CudaGraph:
 
     def __init__(self, place: Device, run: Callable[[], None]):
         cupy = place.xp
+        self._run = run  # holds the memory that the graph reads and writes
         self._stream = cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.get_current_stream().synchronize()
         with self._stream:

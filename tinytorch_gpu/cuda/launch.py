@@ -266,8 +266,7 @@ def processors(like: Any) -> int:
 def compute_capability(like: Any) -> int:
     """75, 80, 90...: of the device that ``like`` lives on."""
     if kind(like) == "cuda":
-        found = _attributes(like.device.id)
-        return 10 * found["ComputeCapabilityMajor"] + found["ComputeCapabilityMinor"]
+        return _capability(like.device.id)
     return namespace(like).COMPUTE_CAPABILITY
 
 
@@ -283,3 +282,10 @@ def _attributes(index: int) -> Any:
     import cupy
 
     return cupy.cuda.Device(index).attributes
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    import cupy
+
+    return int(cupy.cuda.Device(index).compute_capability)

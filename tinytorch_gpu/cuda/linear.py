@@ -42,7 +42,9 @@ def decode_linear(
     None, eps). The caller has asked ``can_decode``.
     """
     pitch = weight.shape[1] * weight.itemsize
-    return _launch(x, weight, element(weight), weight.shape[0], pitch, bias, residual, activation, norm)
+    return _launch(
+        x, weight, element(weight), weight.shape[0], pitch, bias, residual, activation, norm
+    )
 
 
 def quantized_linear(
@@ -54,7 +56,9 @@ def quantized_linear(
     width = x.shape[-1]
     size = QUANTIZED.get(quantization)
     if size is None:
-        raise ValueError(f"quantization must be one of {', '.join(QUANTIZED)}, not {quantization!r}")
+        raise ValueError(
+            f"quantization must be one of {', '.join(QUANTIZED)}, not {quantization!r}"
+        )
     if width % 32 or blocks.shape[1] != width // 32 * size:
         raise ValueError(
             f"rows of {blocks.shape[1]} bytes are not {width} weights in {quantization}: "

@@ -45,7 +45,7 @@ class Cache:
         room = config.max_seq_length if capacity is None else min(capacity, config.max_seq_length)
         return cls(
             config.num_layers, batch, room, config.kv_heads, config.head_size, model.device,
-            compute_dtype(model.dtype),
+            compute_dtype(model.dtype, model.device.kind),
         )  # fmt: skip
 
     def _clear_plan(self) -> None:
