@@ -75,12 +75,10 @@ template <int UNITS, int N> __device__ inline void clear(float (&c)[UNITS][N][4]
             for (int i = 0; i < 4; i++) c[u][j][i] = 0.0f;
 }
 
-// Where an element lies in a tile. Turned within groups of chunks, so that an address for one group
-// serves all.
+// Where an element lies in a tile.
 __device__ inline int place(int row, int column) {
-    const int within = CHUNKS % 8 ? 3 : 7;
-    int chunk = column / EACH, turn = (CHUNKS % 8 ? row >> 1 : row) & within;
-    return row * HEAD + ((chunk & ~within) + ((chunk & within) ^ turn)) * EACH + column % EACH;
+    int turned = column / EACH ^ (CHUNKS % 8 ? row >> 1 & 3 : row & 7);
+    return row * HEAD + turned * EACH + column % EACH;
 }
 
 // Begin to bring ROWS rows of a head, `stride` apart, from row `first` on into a tile; zeros for rows
@@ -200,6 +198,8 @@ __device__ inline void mix_by_cores(float (&sum)[UNITS][COLUMNS / 8][4], const f
             }
 #pragma unroll
         for (int d = 0; d < COLUMNS; d += 16) {
+            // No more loads ahead of their products than registers are left beside so wide a sum.
+            if (COLUMNS > 192 && d % 32 == 0) __syncwarp();
             unsigned b[4];
             ldmatrix_x4_transposed(b, other + place(n + lane % 16, column0 + d + lane / 16 * 8));
 #pragma unroll

@@ -79,13 +79,13 @@ __device__ inline void merge(State& a, const State& b) {
 // One key and value, spread over the lanes of a group, taken into the state of every query.
 template <int N> __device__ inline void take_key(
         State (&states)[N], const float (&key)[PER_LANE], const float (&value)[PER_LANE], const float* queries,
-        const bool (&seen)[N], const int (&places)[PER_LANE], int lanes, int room) {
+        const bool (&seen)[N], int lanes, int room) {
 #pragma unroll
     for (int q = 0; q < N; q++) {
         float score = 0.0f;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++)
-            if (places[i] >= 0) score = fmaf(queries[q * room + places[i]], key[i], score);
+            score = fmaf(queries[q * room + i * lanes + (threadIdx.x & (lanes - 1))], key[i], score);
         for (int step = lanes >> 1; step > 0; step >>= 1) score += __shfl_xor_sync(FULL_WARP, score, step);
         if (!seen[q] || score == -INFINITE) continue;
         State& s = states[q];
@@ -137,17 +137,20 @@ template <int N, int EACH> __device__ inline void walk_keys(
             take_head<EACH>(k, c.keys + c.offset(c.key_steps, batch, key, kv), places);
             take_head<EACH>(v, c.values + c.offset(c.value_steps, batch, key, kv), places);
         }
-        take_key<N>(states, k, v, queries, seen, places, lanes, c.width);
+        take_key<N>(states, k, v, queries, seen, lanes, PER_LANE * lanes);
     }
 }
 
 // The block's queries, scaled, and the keys and values of the new tokens as the cache will hold them.
-__device__ inline void stage_new(const Cached& c, float* queries, float* fresh, int batch, int kv, int first_query, int count, int room) {
-    int group = c.heads / c.kv_heads;
-    for (int i = threadIdx.x; i < room * c.width; i += blockDim.x) {
-        int q = i / c.width, d = i - q * c.width, of = first_query + q, token = of % c.tokens;
+// Element i of every lane lies together, so that a warp reads it without bank conflicts; past D are zeros.
+template <int N, int EACH> __device__ inline void stage_new(
+        const Cached& c, float* queries, float* fresh, int batch, int kv, int first_query, int count, int lanes) {
+    int group = c.heads / c.kv_heads, room = PER_LANE * lanes;
+    for (int i = threadIdx.x; i < N * room; i += blockDim.x) {
+        int q = i / room, slot = i - q * room, own = slot / lanes, lane = slot - own * lanes;
+        int d = (own / EACH * lanes + lane) * EACH + own % EACH, of = first_query + q, token = of % c.tokens;
         float x = 0.0f;
-        if (q < count) {
+        if (q < count && d < c.width) {
             long long position = c.turn.cos ? position_of(c.turn, batch, token) : 0;
             x = turned(c.head(batch, token, kv * group + of / c.tokens), d, c.turn, position);
         }
@@ -221,13 +224,13 @@ template <int N, int EACH> __device__ inline void attend(
     int split = blockIdx.x, kv = blockIdx.y / sets, set = blockIdx.y % sets, batch = blockIdx.z;
     int first_query = set * N, count = min(N, all - first_query);
     float* queries = (float*)memory;
-    float* fresh = queries + N * c.width;
-    float* parts = fresh + 2 * c.tokens * c.width;
-    Row row(c, batch);
-    stage_new(c, queries, fresh, batch, kv, first_query, count, N);
-    if (split == 0 && set == 0) append(c, row, fresh, batch, kv);
     int lanes = 1, places[PER_LANE];
     while (lanes < 32 && lanes * EACH < c.width) lanes *= 2;
+    float* fresh = queries + N * PER_LANE * lanes;
+    float* parts = fresh + 2 * c.tokens * c.width;
+    Row row(c, batch);
+    stage_new<N, EACH>(c, queries, fresh, batch, kv, first_query, count, lanes);
+    if (split == 0 && set == 0) append(c, row, fresh, batch, kv);
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
         int place = (i / EACH * lanes + (int)(threadIdx.x & (lanes - 1))) * EACH + i % EACH;

@@ -135,7 +135,7 @@ def rows_of(job):
         threads = int(re.search(r"\.maxntid (\d+)", entry)[1])
         made.append({
             "file": file, "kernel": name, "variant": " ".join(map(str, variant.values())), "arch": arch,
-            **used, "dynamic": ".extern .shared" in ptx and "extern_shared" in entry or False,
+            **used, "dynamic": (".extern .shared" in ptx and "extern_shared" in entry) or False,
             "threads": threads,
             "occupancy": round(occupancy(arch, used["registers"], used["shared"], threads), 3),
             "uses": marks.get(name, []),
@@ -199,7 +199,9 @@ def save(rows):
         uses = ", ".join(sorted(set.union(*(set(row["uses"]) for row in of))))
         worst = min(row["occupancy"] for row in of)
         shared = f"{max(row['shared'] for row in of)}{'+' if of[0]['dynamic'] else ''}"
-        lines.append(f"| {kernel} | {variant} | {of[0]['threads']} | {span} | {shared} | {worst:.0%} | {uses} |")
+        lines.append(
+            f"| {kernel} | {variant} | {of[0]['threads']} | {span} | {shared} | {worst:.0%} | {uses} |"
+        )
     (RESULTS / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -15,9 +15,9 @@ from tinytorch_gpu.core.op import OPS, Maker
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-def each(keep: Callable[[Case], bool] = lambda case: True) -> Any:
-    """Parametrize a test over the cases."""
-    return pytest.mark.parametrize("case", [c for c in CASES if keep(c)], ids=str)
+def each(keep: Callable[[Case], bool] = lambda case: True, more: Any = ()) -> Any:
+    """Parametrize a test over the cases, and ``more``."""
+    return pytest.mark.parametrize("case", [c for c in (*CASES, *more) if keep(c)], ids=str)
 
 
 def differentiable(case: Case) -> bool:

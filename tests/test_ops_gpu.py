@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from case_specs import Case
+from cases import KERNEL_CASES
 from running_ops import (
     UNIT_ROUNDOFF,
     backward,
@@ -37,7 +38,7 @@ def _assert_same(there: Any, here: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@each()
+@each(more=KERNEL_CASES)
 def test_the_gpu_does_what_the_cpu_does(case: Case, dtype: str) -> None:
     cupy: Any = backend.device("cuda").xp
     backend.load_makers("cuda")

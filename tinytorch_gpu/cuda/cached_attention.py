@@ -67,7 +67,8 @@ def _decode(
     cos, sin, positions, per_batch, half, kind_of_table = turn_arguments(cos, sin, positions)
     start = starts if isinstance(starts, int) else 0
     index = x.device.id if kind(x) == "cuda" else 0
-    shared = 4 * width * (queries + 2 * tokens) + 4 * WARPS * queries * (width + 2)
+    # Queries by eight elements for each of up to 32 lanes, the new tokens, the warps' results.
+    shared = 4 * (256 * queries + 2 * tokens * width + WARPS * queries * (width + 2))
     _attend_cached(
         (splits, kv_heads * sets, batch), 32 * WARPS, x, keys, values, table,
         None if isinstance(starts, int) else starts, lengths, cos, sin, positions, out, scratch,
@@ -139,7 +140,7 @@ def _accepts(
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
     window: int | None = None,
 ) -> bool:  # fmt: skip
-    batch, tokens, _, width = packed.shape
+    tokens, width = packed.shape[1], packed.shape[3]
     whole = (
         x is None or isinstance(x, int) or dtype_name(x.dtype) == "int64" for x in (starts, lengths)
     )

@@ -1,7 +1,6 @@
 """Launches recorded once and repeated as one: a CUDA graph, or a checked list on the emulated device."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ..backend import Device
 

@@ -86,7 +86,7 @@ def _launch(
     blocks = min(-(-warps // WARPS), 2 * processors(x))
     _decode(
         blocks, 32 * WARPS, packed(x), packed(weight), bias, packed(residual), out, gain, shift, eps,
-        rows, width, outs, pitch, _NORMS.get(kind_of_norm, 0), _kind(gain), _kind(bias),
+        rows, width, outs, pitch, _NORMS.get(kind_of_norm or "", 0), _kind(gain), _kind(bias),
         _ACTIVATIONS[activation], shared=_shared(x, rows, param), REAL=element(x), PARAM=param,
     )  # fmt: skip
     return out

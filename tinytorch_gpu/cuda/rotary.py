@@ -52,7 +52,8 @@ def _forward(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = 
 
 
 def _backward(residuals: Any, dout: Any, *, heads: int | None = None) -> Any:
-    return _turned(dout, *residuals, heads, -1.0), None, None, None
+    cos, sin, positions = residuals
+    return _turned(dout, cos, sin, positions, heads, -1.0), None, None, None
 
 
 def _accepts(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> bool:
