@@ -21,7 +21,7 @@ endif
 EXTRAS := demo$(CUDA:%=,%)
 DEMO := $(VENV)/.demo$(CUDA:%=-%)
 
-.PHONY: help generate chat test test-gpu check format bench clean
+.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-kernels kernel-table mutants clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -38,6 +38,12 @@ test: $(VENV)/.dev $(DEMO)  ## run the whole suite
 test-gpu: $(VENV)/.dev $(DEMO)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+sanitize-gpu: $(VENV)/.dev $(DEMO)  ## run the kernels under compute-sanitizer (NVIDIA GPU, CUDA toolkit)
+	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is missing: install the CUDA toolkit" >&2; exit 1; }
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -q tests/test_ops_gpu.py $(ARGS) || exit 1; \
+	done
+
 check: $(VENV)/.dev  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,6 +55,15 @@ format: $(VENV)/.dev  ## format the code
 
 bench: $(VENV)/.dev $(DEMO)  ## measure generation, against peers that are installed
 	$(BIN)/python profiling/bench_generate.py $(ARGS)
+
+bench-kernels: $(VENV)/.dev $(DEMO)  ## time the kernels on an NVIDIA GPU
+	$(BIN)/python profiling/bench_kernels.py $(ARGS)
+
+kernel-table: $(VENV)/.dev  ## compile every kernel for every architecture, and save what came out
+	$(BIN)/python profiling/kernel_table.py --save $(ARGS)
+
+mutants: $(VENV)/.dev  ## make faulty kernels and see whether the tests catch them (long)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist

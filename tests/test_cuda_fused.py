@@ -5,21 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import emulated_device
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, emulated
 from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.cuda import loss as loss_makers
+from tinytorch_gpu.cuda.embedding import embed
+from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many, gradient_norm_many
+from tinytorch_gpu.cuda.sampling import penalized_sample
 
-try:
-    EMULATED: Any = backend.device("emulated")
-except backend.DeviceError as error_:
-    pytest.skip(str(error_), allow_module_level=True)
-backend.load_makers("emulated")
-
-from tinytorch_gpu import emulated  # noqa: E402
-from tinytorch_gpu.cuda import loss as loss_makers  # noqa: E402
-from tinytorch_gpu.cuda.embedding import embed  # noqa: E402
-from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many, gradient_norm_many  # noqa: E402
-from tinytorch_gpu.cuda.sampling import penalized_sample  # noqa: E402
+EMULATED = emulated_device()
 
 there = EMULATED.asarray
 

@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import emulated_device
 
-from tinytorch_gpu import backend, emulated
+from tinytorch_gpu import emulated
 from tinytorch_gpu.cuda.compile import signatures
 
-try:
-    DEVICE: Any = backend.device("emulated")
-except backend.DeviceError as error_:
-    pytest.skip(str(error_), allow_module_level=True)
+DEVICE = emulated_device()
 xp = DEVICE.xp
 
 

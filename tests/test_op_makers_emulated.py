@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from case_specs import Case
+from emulated_device import emulated_device
 from maker_checks import accepted, check_maker, check_unrecorded, maker_of
 from running_ops import (
     UNIT_ROUNDOFF,
@@ -24,10 +25,7 @@ from running_ops import (
 from tinytorch_gpu import backend
 from tinytorch_gpu.core.op import OPS
 
-try:
-    EMULATED: Any = backend.device("emulated")
-except backend.DeviceError as error_:
-    pytest.skip(str(error_), allow_module_level=True)
+EMULATED = emulated_device()
 ACCEPTED = accepted(EMULATED)
 
 

@@ -13,6 +13,7 @@ import numpy
 
 from .. import backend, nvtx
 from ..checkpoint import ModelFileError, open_model
+from ..emulated import CompilerError, compiler
 
 
 @dataclass
@@ -47,6 +48,7 @@ def examine() -> list[Finding]:
         _package("numpy", "2.1", "pip install --upgrade 'numpy>=2.1'"),
         _blas(),
         _gpu(),
+        _emulated(),
         _ranges(),
         *(_extra(name, extra) for name, extra in _EXTRAS.items()),
         _demo(),
@@ -109,6 +111,18 @@ def _gpu() -> Finding:
     name = properties["name"].decode()
     detail = f"{name}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}, NVRTC {nvrtc}"
     return Finding("gpu", "ok", f"{detail}, CuPy {place.xp.__version__}")
+
+
+def _emulated() -> Finding:
+    """The compiler that the emulated device needs."""
+    try:
+        command, version = compiler()
+    except CompilerError as error:
+        what, _, fix = str(error).partition(": ")
+        return Finding("emulated", "missing", what, fix)
+    return Finding(
+        "emulated", "ok", f"kernels are compiled by {command}: {version.splitlines()[0]}"
+    )
 
 
 def _ranges() -> Finding:
