@@ -1,340 +1,228 @@
 // Attention of a few new tokens over a cache, with their turn and their append, in one launch.
 //
-// A decode step is bound by reading the cache once. Flash-decoding (Dao et al. 2023): the keys of a row are
-// split over blocks, so that a batch of one fills the chip; each block keeps a running maximum, sum
-// and weighted values (online softmax, Milakov and Gimelshein 2018) and writes them down. The block that
-// arrives last, told by a counter, puts the parts together in the order of the keys: one launch, and the same
-// result every time. The query heads of one key head, and the new tokens, share each key and value read.
+// A decode step is bound by reading the cache. Flash-decoding (Dao et al. 2023): the keys of a row are split
+// over blocks, so that a batch of one fills the chip. Each block leaves a maximum, a sum and the weighted
+// values (the running softmax is Milakov and Gimelshein's, 2018); the block that arrives last, told by a
+// counter, puts the parts together in the order of the keys: one launch, the same digits every time.
 //
-// Layout: packed (B, T, H + 2 K, D) in REAL; caches of CACHE by strides, contiguous or in pages through a table;
-// lengths and starts in device memory, so that a captured step follows the cache. A block is one
-// row, one key head, up to eight of its queries, one split of the keys. A key's D elements lie over a
-// power of two of lanes, 16 bytes each, so a warp reads several keys at once. The keys and values of the new
-// tokens are taken from `packed`, by every block that sees them; only the first split appends them,
-// and none reads what another writes.
+// A block is one row of the batch, one key head, one split, and up to QUERIES of the T * H / K queries that share
+// the head, so each key and value is loaded once for all of them. How many splits a row really has follows
+// from its length in device memory, so a captured step fits itself to the cache: a short row has few,
+// and blocks beyond them leave at once. The new tokens' keys and values are taken from `packed` by every
+// block that sees them, and one block writes them to the cache: none reads what another one writes.
 //
-// Bytes: the live keys and values once, plus queries * (D + 2) floats for a split, written and read once: under
-// a tenth from 128 keys a split on. Operations: 4 D for a key and query, on the plain cores: a few
-// for each byte. Registers: eight accumulators a query; eight queries are a hundred. Shared memory: the
-// queries, the new keys and values, and the warps' results.
-#include "reduce.cuh"
-#include "rotary.cuh"
+// A warp takes TILE keys at a time, in three steps. Scores: a key lies over `lanes` lanes, 8 elements each in
+// accesses of 16 bytes; a lane multiplies four keys with each query and the lanes add them up, four sums in
+// the shuffles of less than two. Weights: now a lane is a key, so an exponential is computed once. Values: as the
+// keys, weights from shared memory. While four keys or values are in work the next four are under way:
+// 2 KB a warp, which with a dozen warps a processor is what latency times bandwidth asks for.
+//
+// Bytes: the keys and values that are seen once, and per split and query D + 2 floats written and read, and D
+// elements of the query: the launcher makes splits long enough that all this is below a tenth. Operations: 4 D
+// a query and key, on the plain cores: a few for each byte while QUERIES is 8 at most; more queries (several
+// tokens) are several blocks side by side, which find the keys in the L2 cache.
+// Registers: 8 sums a query, 32 numbers in work and 16 or 32 under way, with addresses from 84 (one query) to 234
+// (eight in float). Shared memory: queries, TILE weights for each query and warp, the new keys and values; later
+// the sums of the warps; at most 33 KB. Four warps: few enough to put together, and two to four blocks a processor.
+#include "cached_parts.cuh"
 
-#define WARPS 4
-#define LOG2E 1.4426950408889634f
-#define PER_LANE 8  // elements of a head that a lane holds at most: 256 over 32 lanes
-
-struct Steps { long long batch, row, head; };
-
-struct Cached {
-    const REAL* packed;
-    CACHE *keys, *values;
-    const int* table;  // pages of each row of the batch, or null
-    const long long *starts, *lengths;
-    Turn turn;
-    Steps key_steps, value_steps;
-    int batches, tokens, heads, kv_heads, width, stop, capacity, start, page, pages;
-    long long window;
-    float scale;
-    bool causal;
-
-    __device__ const REAL* head(int batch, int token, int number) const {
-        return packed + (((long long)batch * tokens + token) * (heads + 2 * kv_heads) + number) * width;
+// All keys from `tile` on that are this warp's. A step is four keys or values: of each tile first the keys, then
+// the values. `ahead` holds those of step 0 if `loaded`.
+__device__ inline void walk(Running& run, const Reader& reader, Piece (&ahead)[AHEAD], bool loaded, const float* queries,
+                            float* scores, const int* sights, int tile) {
+    const int lanes = reader.spread.lanes, half = lanes / AHEAD, lane = threadIdx.x & 31, own = lane & ~(lanes - 1);
+    const int tiles = max(0, (reader.end - tile + WARPS * TILE - 1) / (WARPS * TILE)), steps = tiles * 2 * half;
+    const int shift = 32 - __clz(half);  // of a step's number to its tile's
+    float held[AHEAD][HELD];
+#pragma unroll 1
+    for (int step = loaded ? 0 : -1; step < steps; step++) {
+        const int next = step + 1, key = own + (step & half - 1) * AHEAD;
+        widen_all(held, ahead);
+        reader.read(ahead, next & half, tile + (next >> shift) * WARPS * TILE + own + (next & half - 1) * AHEAD);
+        if (step < 0) continue;
+        if (step & half) mix(run, scores, held, key);
+        else multiply(scores, queries, held, reader.spread, key);
+        if ((step & 2 * half - 1) == half - 1) weigh(run, scores, sights, tile + (step >> shift) * WARPS * TILE + lane);
+        if ((step & 2 * half - 1) == 2 * half - 1) __syncwarp();  // before the next tile's scores
     }
-    __device__ long long offset(const Steps& s, int batch, int place, int head) const {
-        if (!table) return batch * s.batch + place * s.row + head * s.head;
-        return table[(long long)batch * pages + place / page] * s.batch + place % page * s.row + head * s.head;
+}
+
+// Two columns of a head that belong together: turned ones, or, at `item` half on, one that stays.
+struct Columns {
+    int left, right;  // right: -1 where there is none
+    float cos[1], sin[1];
+
+    __device__ Columns(const Turn& turn, long long position, int item) {
+        const int half = turn.cos ? turn.half_width : 0;
+        left = item < half ? item : item + half;
+        right = item < half ? item + half : -1;
+        if (item >= half) return;
+        table_at(cos, turn.cos, turn.kind, position * half + item);
+        table_at(sin, turn.sin, turn.kind, position * half + item);
+    }
+    __device__ void load(float& x, float& y, const REAL* head) const {
+        x = widen(head[left]);
+        if (right < 0) return;
+        y = widen(head[right]);
+        turn_pair(x, y, cos[0], sin[0]);
     }
 };
 
-// One row of the batch: where its new tokens stand and which keys count.
-struct Row {
-    long long first;  // position of query 0
-    int start, limit;
-
-    __device__ Row(const Cached& c, int batch) {
-        start = c.starts ? (int)c.starts[batch] : c.start;
-        limit = c.lengths ? (int)max(0LL, min((long long)c.stop, c.lengths[batch])) : c.stop;
-        first = c.starts ? start : (c.lengths ? c.lengths[batch] : c.stop) - c.tokens;
-    }
-    __device__ bool sees(const Cached& c, int token, int key) const {
-        long long at = first + token;
-        return key < limit && (!c.causal || key <= at) && at - key < c.window;
-    }
-};
-
-// The running softmax of one query: maximum (in powers of two), sum, and this lane's part of the values.
-struct State { float top, sum, mixed[PER_LANE]; };
-
-__device__ inline void merge(State& a, const State& b) {
-    float top = fmaxf(a.top, b.top);
-    float keep = a.top == -INFINITE ? 0.0f : exp2f(a.top - top), take = b.top == -INFINITE ? 0.0f : exp2f(b.top - top);
-    // A part without keys has zeros; infinite scores stay NaN.
-    a.sum = a.sum * keep + b.sum * take;
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) a.mixed[i] = a.mixed[i] * keep + b.mixed[i] * take;
-    a.top = top;
-}
-
-// One key and value, spread over the lanes of a group, taken into the state of every query.
-template <int N> __device__ inline void take_key(
-        State (&states)[N], const float (&key)[PER_LANE], const float (&value)[PER_LANE], const float* queries,
-        const bool (&seen)[N], int lanes, int room) {
-#pragma unroll
-    for (int q = 0; q < N; q++) {
-        float score = 0.0f;
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++)
-            score = fmaf(queries[q * room + i * lanes + (threadIdx.x & (lanes - 1))], key[i], score);
-        for (int step = lanes >> 1; step > 0; step >>= 1) score += __shfl_xor_sync(FULL_WARP, score, step);
-        if (!seen[q] || score == -INFINITE) continue;
-        State& s = states[q];
-        float top = fmaxf(s.top, score), weight = exp2f(score - top);
-        float keep = s.top == -INFINITE ? 0.0f : exp2f(s.top - top);
-        s.sum = s.sum * keep + weight;
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++) s.mixed[i] = s.mixed[i] * keep + weight * value[i];
-        s.top = top;
-    }
-}
-
-// The elements of a cached head that a lane holds: EACH at a time.
-template <int EACH> __device__ inline void take_head(float (&out)[PER_LANE], const CACHE* head, const int (&places)[PER_LANE]) {
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i += EACH) {
-        float part[EACH];
-#pragma unroll
-        for (int k = 0; k < EACH; k++) part[k] = 0.0f;
-        if (places[i] >= 0) load<EACH>(part, head + places[i]);
-#pragma unroll
-        for (int k = 0; k < EACH; k++) out[i + k] = part[k];
-    }
-}
-
-// All keys of the split that some query of the block sees.
-template <int N, int EACH> __device__ inline void walk_keys(
-        State (&states)[N], const Cached& c, const Row& row, int batch, int kv, int first_query, int count,
-        const float* queries, const float* fresh, const int (&places)[PER_LANE], int lanes, int begin, int end) {
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, at_once = 32 / lanes;
-    for (int base = begin + warp * at_once; base < end; base += WARPS * at_once) {
-        int key = base + lane / lanes;
-        bool seen[N], any = false;
-#pragma unroll
-        for (int q = 0; q < N; q++) {
-            seen[q] = key < end && q < count && row.sees(c, (first_query + q) % c.tokens, key);
-            any = any || seen[q];
+// Queries, scaled, and what each may look at, into shared memory; nothing for those there are not. The queries
+// of a token share its cosines and sines.
+__device__ inline void stage_queries(float* queries, int* sights, const Block& block, const NewTokens& fresh,
+                                     const Sight& sight, const Spread& spread, float scale) {
+    const int items = fresh.width - (fresh.turn.cos ? fresh.turn.half_width : 0), from = block.token(0);
+    const int tokens = block.token(block.count - 1) + 1 - from;
+    for (int i = threadIdx.x; i < tokens * items; i += blockDim.x) {
+        const int token = from + i / items;
+        const Columns columns(fresh.turn, position_of(fresh.turn, block.batch, token), i % items);
+        const int stop = min(block.count, (token + 1) * block.group - block.first);
+        for (int r = max(0, token * block.group - block.first); r < stop; r++) {
+            float x, y, *row = queries + r * spread.room;
+            columns.load(x, y, fresh.head(block.batch, token, block.head(r)));
+            row[spread.slot_of(columns.left)] = x * scale;
+            if (columns.right >= 0) row[spread.slot_of(columns.right)] = y * scale;
         }
-        float k[PER_LANE] = {}, v[PER_LANE] = {};
-        int age = key - row.start;
-        if (any && age >= 0 && age < c.tokens) {
+    }
+    for (int i = threadIdx.x; i < QUERIES * spread.room; i += blockDim.x) {
+        const int r = i / spread.room, column = i - r * spread.room;
+        if (r >= block.count || column >= fresh.width) queries[r * spread.room + spread.slot_of(column)] = 0.0f;
+    }
+    for (int r = threadIdx.x; r < QUERIES; r += blockDim.x) {
+        const bool there = r < block.count;
+        sights[2 * r] = there ? sight.low(block.token(r)) : 0;
+        sights[2 * r + 1] = there ? sight.high(block.token(r)) : 0;
+    }
+}
+
+// The new keys and values of a head as the cache will hold them, into shared memory and, by one block, there.
+__device__ inline void stage_fresh(CACHE* rows, const Block& block, const NewTokens& fresh, const Cache& cache,
+                                   const Spread& spread, bool appends) {
+    const int items = fresh.width - (fresh.turn.cos ? fresh.turn.half_width : 0), first = fresh.first_place(block.batch);
+    for (int i = threadIdx.x; i < fresh.tokens * items; i += blockDim.x) {
+        const int token = i / items, place = first + token;
+        const Columns columns(fresh.turn, position_of(fresh.turn, block.batch, token), i - token * items);
+        const REAL* head = fresh.head(block.batch, token, fresh.heads + block.kv);
+        float x[2];
+        columns.load(x[0], x[1], head);
+        const bool kept = appends && place >= 0 && place < cache.capacity;
+        const long long to = kept ? cache.at(block.batch, place, block.kv) : 0;
 #pragma unroll
-            for (int i = 0; i < PER_LANE; i++)
-                if (places[i] >= 0) {
-                    k[i] = fresh[age * c.width + places[i]];
-                    v[i] = fresh[(c.tokens + age) * c.width + places[i]];
-                }
-        } else if (any) {
-            take_head<EACH>(k, c.keys + c.offset(c.key_steps, batch, key, kv), places);
-            take_head<EACH>(v, c.values + c.offset(c.value_steps, batch, key, kv), places);
+        for (int side = 0; side < 2; side++) {
+            const int column = side ? columns.right : columns.left;
+            if (column < 0) continue;
+            const CACHE key = narrow<CACHE>(x[side]), value = narrow<CACHE>(widen(head[fresh.kv_heads * fresh.width + column]));
+            rows[token * spread.room + column] = key;
+            rows[(fresh.tokens + token) * spread.room + column] = value;
+            if (!kept) continue;
+            cache.keys[to + column] = key;
+            cache.values[to + column] = value;
         }
-        take_key<N>(states, k, v, queries, seen, lanes, PER_LANE * lanes);
     }
 }
 
-// The block's queries, scaled, and the keys and values of the new tokens as the cache will hold them.
-// Element i of every lane lies together, so that a warp reads it without bank conflicts; past D are zeros.
-template <int N, int EACH> __device__ inline void stage_new(
-        const Cached& c, float* queries, float* fresh, int batch, int kv, int first_query, int count, int lanes) {
-    int group = c.heads / c.kv_heads, room = PER_LANE * lanes;
-    for (int i = threadIdx.x; i < N * room; i += blockDim.x) {
-        int q = i / room, slot = i - q * room, own = slot / lanes, lane = slot - own * lanes;
-        int d = (own / EACH * lanes + lane) * EACH + own % EACH, of = first_query + q, token = of % c.tokens;
-        float x = 0.0f;
-        if (q < count && d < c.width) {
-            long long position = c.turn.cos ? position_of(c.turn, batch, token) : 0;
-            x = turned(c.head(batch, token, kv * group + of / c.tokens), d, c.turn, position);
-        }
-        queries[i] = x * (c.scale * LOG2E);
-    }
-    for (int i = threadIdx.x; i < c.tokens * c.width; i += blockDim.x) {
-        int token = i / c.width, d = i - token * c.width;
-        long long position = c.turn.cos ? position_of(c.turn, batch, token) : 0;
-        float key = turned(c.head(batch, token, c.heads + kv), d, c.turn, position);
-        fresh[i] = widen(narrow<CACHE>(key));
-        fresh[c.tokens * c.width + i] = widen(narrow<CACHE>(widen(c.head(batch, token, c.heads + c.kv_heads + kv)[d])));
-    }
-    __syncthreads();
-}
-
-__device__ inline void append(const Cached& c, const Row& row, const float* fresh, int batch, int kv) {
-    for (int i = threadIdx.x; i < c.tokens * c.width; i += blockDim.x) {
-        int token = i / c.width, d = i - token * c.width, place = row.start + token;
-        if (place < 0 || place >= c.capacity) continue;
-        c.keys[c.offset(c.key_steps, batch, place, kv) + d] = narrow<CACHE>(fresh[i]);
-        c.values[c.offset(c.value_steps, batch, place, kv) + d] = narrow<CACHE>(fresh[c.tokens * c.width + i]);
-    }
-}
-
-// Put together the groups of a warp, then write each warp's state to shared memory: (top, sum, values).
-template <int N> __device__ inline void gather_warps(
-        State (&states)[N], float* parts, const int (&places)[PER_LANE], int lanes, int width) {
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-#pragma unroll
-    for (int q = 0; q < N; q++) {
-        State& s = states[q];
-        for (int step = lanes; step < 32; step <<= 1) {
-            State other;
-            other.top = __shfl_xor_sync(FULL_WARP, s.top, step);
-            other.sum = __shfl_xor_sync(FULL_WARP, s.sum, step);
-#pragma unroll
-            for (int i = 0; i < PER_LANE; i++) other.mixed[i] = __shfl_xor_sync(FULL_WARP, s.mixed[i], step);
-            // Both partners add in the order of their lanes, so both have the same.
-            if (lane & step) { merge(other, s); s = other; }
-            else merge(s, other);
-        }
-        float* part = parts + (warp * N + q) * (width + 2);
-        if (lane == 0) { part[0] = s.top; part[1] = s.sum; }
-        if (lane < lanes)
-#pragma unroll
-            for (int i = 0; i < PER_LANE; i++)
-                if (places[i] >= 0) part[2 + places[i]] = s.mixed[i];
-    }
-    __syncthreads();
-}
-
-// Element d of the sum over `count` parts that lie `step` floats apart, and the sum of their weights.
-__device__ inline float combine(const float* parts, int count, long long step, int d, float& top, float& sum) {
-    top = -INFINITE;
-    for (int i = 0; i < count; i++) top = fmaxf(top, parts[i * step]);
-    float mixed = 0.0f;
-    sum = 0.0f;
-    for (int i = 0; i < count; i++) {
-        float part_top = parts[i * step];
-        if (part_top == -INFINITE) continue;
-        float keep = exp2f(part_top - top);
-        sum += parts[i * step + 1] * keep;
-        mixed += parts[i * step + 2 + d] * keep;
-    }
-    return mixed;
-}
-
-template <int N, int EACH> __device__ inline void attend(
-        const Cached& c, REAL* out, float* scratch, unsigned* counters, unsigned char* memory, int splits, int per_split) {
-    int group = c.heads / c.kv_heads, all = group * c.tokens, sets = (all + N - 1) / N;
-    int split = blockIdx.x, kv = blockIdx.y / sets, set = blockIdx.y % sets, batch = blockIdx.z;
-    int first_query = set * N, count = min(N, all - first_query);
-    float* queries = (float*)memory;
-    int lanes = 1, places[PER_LANE];
-    while (lanes < 32 && lanes * EACH < c.width) lanes *= 2;
-    float* fresh = queries + N * PER_LANE * lanes;
-    float* parts = fresh + 2 * c.tokens * c.width;
-    Row row(c, batch);
-    stage_new<N, EACH>(c, queries, fresh, batch, kv, first_query, count, lanes);
-    if (split == 0 && set == 0) append(c, row, fresh, batch, kv);
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) {
-        int place = (i / EACH * lanes + (int)(threadIdx.x & (lanes - 1))) * EACH + i % EACH;
-        places[i] = place < c.width ? place : -1;
-    }
-    State states[N];
-#pragma unroll
-    for (int q = 0; q < N; q++) {
-        states[q].top = -INFINITE;
-        states[q].sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++) states[q].mixed[i] = 0.0f;
-    }
-    int begin = split * per_split, end = min(min(begin + per_split, c.stop), row.limit);
-    walk_keys<N, EACH>(states, c, row, batch, kv, first_query, count, queries, fresh, places, lanes, begin, end);
-    gather_warps<N>(states, parts, places, lanes, c.width);
-    // The parts of the splits, if there are several, through memory to the last block.
-    long long part = c.width + 2, place = ((long long)batch * c.kv_heads + kv) * sets + set;
-    float* mine = scratch + (place * splits + split) * N * part;
-    const float* from = parts;
-    int pieces = WARPS;
-    long long step = N * part;
-    if (splits > 1) {
-        __shared__ unsigned arrived;
-        for (int i = threadIdx.x; i < count * c.width; i += blockDim.x) {
-            int q = i / c.width, d = i - q * c.width;
-            float top, sum, mixed = combine(parts + q * part, WARPS, step, d, top, sum);
-            mine[q * part + 2 + d] = mixed;
-            if (d == 0) { mine[q * part] = top; mine[q * part + 1] = sum; }
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) arrived = atomicAdd(counters + place, 1u);
-        __syncthreads();
-        if (arrived != (unsigned)splits - 1) return;
-        __threadfence();
-        if (threadIdx.x == 0) atomicExch(counters + place, 0u);  // for the next launch
-        from = scratch + place * splits * N * part;
-        pieces = splits;
-    }
-    for (int i = threadIdx.x; i < count * c.width; i += blockDim.x) {
-        int q = i / c.width, d = i - q * c.width, of = first_query + q, token = of % c.tokens, head = kv * group + of / c.tokens;
-        float top, sum, mixed = combine(from + q * part, pieces, step, d, top, sum);
-        float y = sum == 0.0f ? 0.0f : mixed / sum;
-        out[(((long long)batch * c.tokens + token) * c.heads + head) * c.width + d] = narrow<REAL>(y);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 1 ? 5 : QUERIES == 4 ? 3 : 2) attend_cached(
-        const REAL* __restrict__ packed, CACHE* keys, CACHE* values, const int* __restrict__ table,
-        const long long* __restrict__ starts, const long long* __restrict__ lengths,
-        const void* __restrict__ cos, const void* __restrict__ sin, const long long* __restrict__ positions,
-        REAL* __restrict__ out, float* scratch, unsigned* counters,
-        long long per_batch, int half_width, int kind,
-        long long key_batch, long long key_row, long long key_head, long long value_batch, long long value_row, long long value_head,
-        int tokens, int heads, int kv_heads, int width, int stop, int capacity, int start, int page, int pages,
-        long long window, float scale, bool causal, int splits, int per_split) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 8 ? 2 : QUERIES == 4 || WIDE == 4 ? 3 : 4) attend_cached(
+        const REAL* packed, CACHE* keys, CACHE* values, const int* table, const long long* starts,
+        const long long* lengths, const void* cos, const void* sin, const long long* positions, REAL* out,
+        float* scratch, unsigned* counters, long long per_batch, int half_width, int kind,
+        long long piece, long long place, long long head, int page, int pages, int capacity, bool wide,
+        int tokens, int heads, int kv_heads, int width, int start, int stop, long long window, float scale,
+        bool causal, int sets, int least) {
     extern __shared__ unsigned char memory[];
-    Cached c = {packed, keys, values, table, starts, lengths, {cos, sin, positions, per_batch, half_width, kind, 1.0f},
-                {key_batch, key_row, key_head}, {value_batch, value_row, value_head},
-                (int)gridDim.z, tokens, heads, kv_heads, width, stop, capacity, start, page, pages, window, scale, causal};
-    const int each = 16 / (int)sizeof(CACHE);
-    long long odd = key_batch | key_row | key_head | value_batch | value_row | value_head | width;
-    bool wide = odd % each == 0 && aligned(keys, 16) && aligned(values, 16);
-    if (wide) attend<QUERIES, 16 / (int)sizeof(CACHE)>(c, out, scratch, counters, memory, splits, per_split);
-    else attend<QUERIES, 1>(c, out, scratch, counters, memory, splits, per_split);
+    __shared__ int sights[2 * QUERIES];
+    __shared__ float tops[WARPS * QUERIES];
+    __shared__ float totals[WARPS * QUERIES];
+    __shared__ bool last;
+    const NewTokens fresh = {packed, starts, {cos, sin, positions, per_batch, half_width, kind, 1.0f}, tokens, heads, kv_heads, width, start};
+    const Cache cache = {keys, values, table, piece, place, head, page, pages, capacity};
+    const int set = blockIdx.x % sets, split = blockIdx.x / sets, most = gridDim.x / sets, group = heads / kv_heads;
+    const Block block = {(int)blockIdx.z, (int)blockIdx.y, set * QUERIES, min(QUERIES, tokens * group - set * QUERIES), group};
+
+    // The splits that this row has, and the keys of this one.
+    const Sight sight(fresh, {lengths, window, stop, causal}, block.batch);
+    const int low = sight.low(block.token(0)), high = sight.high(block.token(block.count - 1));
+    const int seen = max(0, high - low), size = (max(least, (seen + most - 1) / most) + TILE - 1) / TILE * TILE;
+    const int splits = max(1, (seen + size - 1) / size), begin = low + split * size, end = min(high, begin + size);
+    if (split >= splits) return;
+
+    const Spread spread(width);
+    float* queries = (float*)memory;
+    float* scores = queries + QUERIES * spread.room;
+    CACHE* new_rows = (CACHE*)(scores + WARPS * QUERIES * TILE);
+    const Reader reader = {cache, spread, new_rows, block.batch, block.kv, tokens, width, fresh.first_place(block.batch), end, wide};
+    const int warp = threadIdx.x >> 5, tile = begin + warp * TILE, own = (threadIdx.x & 31) / spread.lanes * spread.lanes;
+    Running run;
+    start_empty(run);
+    Piece ahead[AHEAD];
+    for (int u = 0; u < AHEAD; u++)
+        for (int p = 0; p < HELD / WIDE; p++) ahead[u].parts[p].clear();
+    const bool loaded = reader.plain(tile, tile + TILE);
+    if (loaded) reader.read_plain(ahead, tile + own);
+    stage_queries(queries, sights, block, fresh, sight, spread, scale * LOG2E);
+    const bool appends = set == 0 && split == splits - 1;
+    if (appends || reader.has_fresh(begin, end)) stage_fresh(new_rows, block, fresh, cache, spread, appends);
+    __syncthreads();
+    walk(run, reader, ahead, loaded, queries, scores + warp * QUERIES * TILE, sights, tile);
+
+    __syncthreads();
+    float* sums = (float*)memory;
+    gather_warps(run, sums, tops, totals, spread);
+    const long long turn = ((long long)block.batch * kv_heads + block.kv) * sets + set;
+    const int step = (width + 3) / 4 * 4 + 4;
+    const Parts parts = {scratch + turn * most * QUERIES * step, step};
+    leave(out, parts, split, splits, sums, tops, totals, block, fresh, spread);
+    if (splits == 1) return;
+    __threadfence();
+    __syncthreads();
+    // Counts to splits - 1 and then to 0 again, ready for the next launch.
+    if (threadIdx.x == 0) last = atomicInc(counters + turn, (unsigned)splits - 1) == (unsigned)splits - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    combine_splits(out, (float*)memory, parts, splits, block, fresh);
 }
 
-// For a prompt: turn the queries into a buffer, turn and append the keys, append the values. Attention follows.
-template <int EACH> __device__ inline void turn_and_append_all(const Cached& c, REAL* queries, long long tokens) {
-    int most = c.width / EACH, all = c.heads + 2 * c.kv_heads;
-    long long total = tokens * all * most, stride = (long long)gridDim.x * blockDim.x;
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += stride) {
-        int part = (int)(i % most), head = (int)(i / most % all);
-        long long at = i / most / all;
-        int batch = (int)(at / c.tokens), token = (int)(at % c.tokens);
-        bool turns = c.turn.cos && head < c.heads + c.kv_heads;
-        if (part >= parts_of<EACH>(c.width, c.turn, turns)) continue;
-        long long position = turns ? position_of(c.turn, batch, token) : 0;
-        const REAL* from = c.head(batch, token, head);
-        if (head < c.heads) {
-            turn_part<EACH>(queries + (at * c.heads + head) * c.width, from, part, c.turn, turns, position);
-            continue;
-        }
-        int place = (c.starts ? (int)c.starts[batch] : c.start) + token, kv = (head - c.heads) % c.kv_heads;
-        if (place < 0 || place >= c.capacity) continue;
-        bool key = head < c.heads + c.kv_heads;
-        CACHE* to = key ? c.keys + c.offset(c.key_steps, batch, place, kv) : c.values + c.offset(c.value_steps, batch, place, kv);
-        turn_part<EACH>(to, from, part, c.turn, turns, position);
+// For a prompt, whose attention is a kernel of its own: turned queries to `queries` (null: they stay where they
+// are), keys, turned, and values to the cache. Every element is read and written once.
+template <int EACH> struct Appending {
+    const NewTokens& fresh;
+    const Cache& cache;
+    REAL* queries;
+    int skipped;
+
+    __device__ void take(long long at, int number, int part) const {
+        const int head = number + skipped;
+        const bool turns = fresh.turn.cos && head < fresh.heads + fresh.kv_heads;
+        if (part >= parts_of<EACH>(fresh.width, fresh.turn, turns)) return;
+        const int batch = (int)((unsigned)at / (unsigned)fresh.tokens), token = (int)at - batch * fresh.tokens;
+        const long long position = turns ? position_of(fresh.turn, batch, token) : 0;
+        const REAL* from = fresh.head(batch, token, head);
+        if (head < fresh.heads)
+            return turn_part<EACH>(queries + (at * fresh.heads + head) * fresh.width, from, part, fresh.turn, turns, position);
+        const int place = fresh.first_place(batch) + token, kv = (head - fresh.heads) % fresh.kv_heads;
+        if (place < 0 || place >= cache.capacity) return;
+        CACHE* to = (head < fresh.heads + fresh.kv_heads ? cache.keys : cache.values) + cache.at(batch, place, kv);
+        turn_part<EACH>(to, from, part, fresh.turn, turns, position);
     }
+};
+
+template <int EACH> __device__ inline void append_all(const NewTokens& fresh, const Cache& cache, REAL* queries, long long tokens) {
+    const int skipped = queries ? 0 : fresh.heads;
+    Appending<EACH> appending = {fresh, cache, queries, skipped};
+    each_part(tokens, fresh.heads + 2 * fresh.kv_heads - skipped, fresh.width / EACH, appending);
 }
 
 extern "C" __global__ void __launch_bounds__(256) turn_and_append(
-        const REAL* __restrict__ packed, CACHE* keys, CACHE* values, const long long* __restrict__ starts,
-        const void* __restrict__ cos, const void* __restrict__ sin, const long long* __restrict__ positions, REAL* queries,
+        const REAL* packed, CACHE* keys, CACHE* values, const int* table, const long long* starts,
+        const void* cos, const void* sin, const long long* positions, REAL* queries,
         long long per_batch, int half_width, int kind,
-        long long key_batch, long long key_row, long long key_head, long long value_batch, long long value_row, long long value_head,
-        int batches, int tokens, int heads, int kv_heads, int width, int capacity, int start) {
-    Cached c = {packed, keys, values, nullptr, starts, nullptr, {cos, sin, positions, per_batch, half_width, kind, 1.0f},
-                {key_batch, key_row, key_head}, {value_batch, value_row, value_head},
-                batches, tokens, heads, kv_heads, width, capacity, capacity, start, 1, 1, 0, 1.0f, true};
+        long long piece, long long place, long long head, int page, int pages, int capacity, bool wide,
+        int batches, int tokens, int heads, int kv_heads, int width, int start) {
+    const NewTokens fresh = {packed, starts, {cos, sin, positions, per_batch, half_width, kind, 1.0f}, tokens, heads, kv_heads, width, start};
+    const Cache cache = {keys, values, table, piece, place, head, page, pages, capacity};
     const int each = 16 / (int)sizeof(REAL);
-    long long odd = key_batch | key_row | key_head | value_batch | value_row | value_head;
-    bool wide = odd % each == 0 && in_parts<each>(width, c.turn, packed, queries) && aligned(keys, 16) && aligned(values, 16);
-    if (wide) turn_and_append_all<16 / (int)sizeof(REAL)>(c, queries, (long long)batches * tokens);
-    else turn_and_append_all<1>(c, queries, (long long)batches * tokens);
+    wide = wide && in_parts<each>(width, fresh.turn, packed, queries);
+    if (wide) append_all<each>(fresh, cache, queries, (long long)batches * tokens);
+    else append_all<1>(fresh, cache, queries, (long long)batches * tokens);
 }

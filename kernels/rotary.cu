@@ -2,25 +2,35 @@
 //
 // Layout: x and the result are packed. Each head falls into parts of 16 bytes; a thread takes one part of the
 // first half together with its partner in the second, so both are read and written once: 2 D
-// elements of traffic a head, the least there is, and D / 2 numbers of the tables, which the heads
-// of a token share through the cache. The backward is the same turn the other way (sign = -1). Odd
-// widths go element by element. Some twenty registers, no shared memory, 256 threads.
+// elements of traffic a head, the least there is, and D numbers of the tables, which the heads of a
+// token share through the cache. The backward is the same turn the other way (sign = -1). Where the
+// width or an address is odd, elements go one by one. Up to 56 registers (two parts and their
+// cosines and sines), no shared memory; 256 threads, at least half of what a processor holds at once.
 #include "rotary.cuh"
 
 #define WIDE (16 / (int)sizeof(REAL))
 
+template <int EACH> struct Turning {
+    const REAL* x;
+    REAL* out;
+    Turn turn;
+    int length, heads, turned_heads, width;
+
+    __device__ void take(long long token, int head, int part) const {
+        const bool turns = head < turned_heads;
+        if (part >= parts_of<EACH>(width, turn, turns)) return;
+        const unsigned of = (unsigned)token, batch = turn.per_batch ? of / (unsigned)length : 0;
+        const long long at = (token * heads + head) * width;
+        const unsigned place = turn.per_batch ? of - batch * length : of % (unsigned)length;
+        turn_part<EACH>(out + at, x + at, part, turn, turns, position_of(turn, (int)batch, (int)place));
+    }
+};
+
 template <int EACH> __device__ inline void turn_all(
         const REAL* x, REAL* out, const Turn& turn, long long tokens, int length, int heads, int turned_heads, int width) {
-    int most = parts_of<EACH>(width, turn, false);  // of a head that does not turn: it has the most
-    long long total = tokens * heads * most, stride = (long long)gridDim.x * blockDim.x;
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += stride) {
-        int part = (int)(i % most), head = (int)(i / most % heads);
-        long long token = i / most / heads, at = (token * heads + head) * width;
-        bool turns = head < turned_heads;
-        if (part >= parts_of<EACH>(width, turn, turns)) continue;
-        long long position = position_of(turn, (int)(token / length), (int)(token % length));
-        turn_part<EACH>(out + at, x + at, part, turn, turns, position);
-    }
+    Turning<EACH> turning = {x, out, turn, length, heads, turned_heads, width};
+    // Without a head that stays as it is, all have the parts of one that turns.
+    each_part(tokens, heads, parts_of<EACH>(width, turn, turned_heads >= heads), turning);
 }
 
 extern "C" __global__ void __launch_bounds__(256) turn_heads(

@@ -1,12 +1,13 @@
 """Compile every kernel for every architecture without a GPU, and tell what the compiler made of it.
 
-    python profiling/kernel_table.py [--arch 80 ...] [--file norm.cu ...] [--save | --check]
+    python profiling/kernel_table.py [--arch 80 ...] [--file norm.cu ...] [--full] [--save | --check]
 
 Needs NVRTC and a disassembler (pip install cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-nvdisasm).
 Registers, shared memory and spills are what ptxas reports; occupancy is the theoretical one by
 registers, static shared memory and threads (dynamic shared memory, which a launch decides, may lower it
 and is marked +). ``--save`` writes profiling/results/kernels.json and kernels.md; ``--check`` fails where a
-kernel spills, or is worse than what was saved.
+kernel is worse than what was saved: more registers, more spilled, an instruction lost. By default every variant is compiled for one architecture or
+more and every kernel for all of them; ``--full`` compiles every variant for every one (an hour).
 """
 
 import argparse
@@ -135,7 +136,7 @@ def rows_of(job):
         threads = int(re.search(r"\.maxntid (\d+)", entry)[1])
         made.append({
             "file": file, "kernel": name, "variant": " ".join(map(str, variant.values())), "arch": arch,
-            **used, "dynamic": (".extern .shared" in ptx and "extern_shared" in entry) or False,
+            **used, "dynamic": ".extern .shared" in ptx,
             "threads": threads,
             "occupancy": round(occupancy(arch, used["registers"], used["shared"], threads), 3),
             "uses": marks.get(name, []),
@@ -143,12 +144,20 @@ def rows_of(job):
     return made
 
 
-def table(files, architectures):
-    """One row for each kernel, variant and architecture."""
+def pairs(variants, architectures, full):
+    """Which variants are compiled for which architectures: all for all, or every variant for one or
+    more, so that each architecture comes up for every file."""
+    if full:
+        return [(v, arch) for v in variants for arch in architectures]
+    count = max(len(variants), len(architectures))
+    return [(variants[i % len(variants)], architectures[i % len(architectures)]) for i in range(count)]
+
+
+def table(files, architectures, full):
+    """One row for each kernel, variant and architecture that is looked at."""
     importlib.import_module("tinytorch_gpu.cuda")
-    jobs = [(file, variant, arch)
-            for file, of in sorted(SOURCES.items()) if not files or file in files
-            for variant in of.variants for arch in architectures]  # fmt: skip
+    jobs = [(file, variant, arch) for file, of in sorted(SOURCES.items()) if not files or file in files
+            for variant, arch in pairs(of.variants, architectures, full)]  # fmt: skip
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         return [row for rows in pool.map(rows_of, jobs, chunksize=1) for row in rows]
 
@@ -163,17 +172,26 @@ def regressions(rows, saved):
     before = {key(row): row for row in saved}
     for row in rows:
         label, old = " ".join(map(str, key(row))), before.get(key(row))
-        if row["spilled"]:
-            yield f"{label} spills {row['spilled']} bytes"
         if old is None:
             yield f"{label} is not in the saved table: run with --save"
             continue
+        if row["spilled"] > old["spilled"]:
+            yield f"{label} spills {row['spilled']} bytes, {old['spilled']} before"
         if row["registers"] > old["registers"] + SLACK:
             yield f"{label} uses {row['registers']} registers, {old['registers']} before"
         if row["shared"] > old["shared"]:
             yield f"{label} uses {row['shared']} bytes of shared memory, {old['shared']} before"
         if lost := set(old["uses"]) - set(row["uses"]):
             yield f"{label} has lost: {', '.join(sorted(lost))}"
+
+
+def kept(files):
+    """The saved rows of other files than these, when only these were compiled."""
+    path = RESULTS / "kernels.json"
+    if not files or not path.exists():
+        return []
+    saved = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in saved if row["file"] not in files and row["file"] in SOURCES]
 
 
 def save(rows):
@@ -185,10 +203,10 @@ def save(rows):
     lines = [
         "# What the compiler makes of the kernels", "",
         f"NVRTC {version}, {about['date']}, by profiling/kernel_table.py. Over the architectures "
-        f"{', '.join(f'sm_{a}' for a in ARCHITECTURES)}: the range of registers, the worst theoretical "
-        "occupancy; no kernel spills.", "",
-        "| kernel | variant | threads | registers | shared bytes | occupancy | machine code has |",
-        "|---|---|---:|---:|---:|---:|---|",
+        f"{', '.join(f'sm_{a}' for a in ARCHITECTURES)}: registers, the worst theoretical occupancy, the "
+        "most that is spilled. Shared bytes with + do not count the dynamic ones.", "",
+        "| kernel | variant | compiled for | threads | registers | spilled bytes | shared bytes | occupancy | machine code has |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]  # fmt: skip
     groups = {}
     for row in rows:
@@ -217,13 +235,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHITECTURES)
     parser.add_argument("--file", nargs="*", default=())
+    parser.add_argument("--full", action="store_true", help="every variant for every architecture")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--save", action="store_true")
     what.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    rows = table(arguments.file, arguments.arch)
+    rows = table(arguments.file, arguments.arch, arguments.full)
     if arguments.save:
-        save(rows)
+        save([*kept(arguments.file), *rows])
     if arguments.check:
         saved = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))["rows"]
         worse = list(regressions(rows, saved))

@@ -1,4 +1,7 @@
-"""Cached attention in pages, over narrower caches, and its counters: what the case table cannot say."""
+"""Cached attention in pages, over narrower or odd caches, and what lies between two launches: what the
+case table cannot say."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,64 +9,178 @@ from running_ops import error
 
 from tinytorch_gpu import backend
 from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.cuda import cached_attention as makers
 from tinytorch_gpu.cuda.cached_attention import paged_attention
 
+REFERENCE = OPS["cached_attention"].reference
 
-def _inputs(batch: int, tokens: int, capacity: int, heads: int = 4, kv: int = 2, width: int = 8):
+
+def _forward(*arguments: Any, **options: Any) -> Any:
+    maker = OPS["cached_attention"].makers["cuda"]
+    assert maker.accepts is not None and maker.accepts(*arguments, **options)
+    return maker.forward(*arguments, **options)
+
+
+def _inputs(
+    batch: int, tokens: int, capacity: int, heads: int = 4, kv: int = 2, width: int = 8
+) -> tuple[Any, ...]:
     random = np.random.default_rng(3)
     packed = random.standard_normal((batch, tokens, heads + 2 * kv, width)).astype(np.float32)
     cache = [random.standard_normal((batch, capacity, kv, width)).astype(np.float32) for _ in "kv"]
     return packed, *cache
 
 
-@pytest.mark.parametrize(("tokens", "starts"), [(1, [3, 250]), (4, [17, 290]), (8, [0, 63])])
-def test_pages_hold_what_one_piece_holds(gpu: str, tokens: int, starts: list[int]) -> None:
-    place, page = backend.device(gpu), 16
+def _turned(first: Any, tokens: int, width: int, places: int) -> list[Any]:
+    """Tables of cos and sin, and the positions of new tokens."""
+    angles = np.arange(places)[:, None] * 0.7 ** np.arange(width // 2)
+    tables = [f(angles).astype(np.float32) for f in (np.cos, np.sin)]
+    return [*tables, first[:, None] + np.arange(tokens)]
+
+
+def _paged(place: Any, whole: Any, order: Any, page: int) -> Any:
+    """Rows (B, capacity, K, D) as pages in the order given, and one page that belongs to nobody."""
+    pool = np.full((len(order) + 1, page, *whole.shape[2:]), 9, whole.dtype)
+    pool[order] = whole.reshape(-1, page, *whole.shape[2:])
+    return place.asarray(pool)
+
+
+@pytest.mark.parametrize("page", [1, 16, 19])
+@pytest.mark.parametrize(
+    ("tokens", "starts", "window"),
+    [(1, [3, 250], None), (4, [17, 290], 100), (8, [0, 63], None), (11, [5, 200], None)],
+)
+def test_pages_hold_what_one_piece_holds(
+    gpu: str, page: int, tokens: int, starts: list[int], window: int | None
+) -> None:
+    place = backend.device(gpu)
     packed, keys, values = _inputs(2, tokens, 304)
-    lengths, first = np.array(starts) + tokens, np.array(starts)
+    first = np.array(starts)
+    lengths, turned = first + tokens, _turned(first, tokens, 8, 304)
     expected = [keys.copy(), values.copy()]
-    out = OPS["cached_attention"].reference(packed, *expected, first, lengths, heads=4, stop=304)
-    # The pages of both rows, in any order, and one that belongs to nobody.
+    options = {"heads": 4, "stop": 304, "window": window}
+    out = REFERENCE(packed, *expected, first, lengths, *turned, **options)
     order = np.random.default_rng(0).permutation(2 * 304 // page + 1)[:-1]
-    pools = []
-    for whole in (keys, values):
-        pool = np.zeros((len(order) + 1, page, *whole.shape[2:]), np.float32)
-        pool[order] = whole.reshape(-1, page, *whole.shape[2:])
-        pools.append(place.asarray(pool))
+    pools = [_paged(place, whole, order, page) for whole in (keys, values)]
     table = place.asarray(order.reshape(2, -1).astype(np.int32))
-    made = paged_attention(
-        place.asarray(packed), *pools, table, place.asarray(first), place.asarray(lengths),
-        heads=4, stop=304,
-    )  # fmt: skip
+    rest = [place.asarray(x) for x in (first, lengths, *turned)]
+    made = paged_attention(place.asarray(packed), *pools, table, *rest, heads=4, window=window)
     assert error(made.get(), out) < 1e-5
     for pool, whole in zip(pools, expected, strict=True):
-        np.testing.assert_array_equal(pool.get()[order].reshape(whole.shape), whole)
+        np.testing.assert_allclose(pool.get()[order].reshape(whole.shape), whole, atol=1e-6)
+        assert (np.delete(pool.get(), order, axis=0) == 9).all()
+
+
+def test_wrong_pages_are_refused(gpu: str) -> None:
+    place = backend.device(gpu)
+    packed, keys, values = (place.asarray(x) for x in _inputs(1, 1, 16))
+    starts, table = place.asarray(np.array([3])), place.asarray(np.zeros((1, 4), np.int32))
+    with pytest.raises(ValueError, match="table must be int32"):
+        wrong = place.asarray(np.zeros((1, 4)))
+        paged_attention(packed, keys, values, wrong, starts, None, heads=4)
+    with pytest.raises(ValueError, match="cannot take"):
+        paged_attention(packed, keys, values, table, starts, None, heads=3)
+    with pytest.raises(ValueError, match="stop 65"):
+        paged_attention(packed, keys, values, table, starts, None, heads=4, stop=65)
 
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
-def test_a_cache_may_be_narrower(gpu: str, storage: str) -> None:
+@pytest.mark.parametrize("tokens", [1, 3, 10])
+def test_a_cache_may_be_narrower(gpu: str, storage: str, tokens: int) -> None:
     place = backend.device(gpu)
-    packed, keys, values = _inputs(1, 1, 300)
+    packed, keys, values = _inputs(1, tokens, 300)
     keys, values = (x.astype(backend.dtype(storage)) for x in (keys, values))
-    there = [place.asarray(x) for x in (packed, keys, values)]
-    out = OPS["cached_attention"].reference(packed, keys, values, 290, None, heads=4, stop=291)
-    op = OPS["cached_attention"].makers["cuda"]
-    assert op.accepts(*there, 290, None, heads=4, stop=291)
-    made = op.forward(*there, 290, None, heads=4, stop=291)
+    turned = _turned(np.array([290]), tokens, 8, 300)
+    there = [place.asarray(x) for x in (packed, keys, values, *turned)]
+    options = {"heads": 4, "stop": 290 + tokens}
+    out = REFERENCE(packed, keys, values, 290, None, *turned, **options)
+    made = _forward(*there[:3], 290, None, *there[3:], **options)
     assert made.dtype == np.float32 and error(made.get(), out) < 1e-5
-    np.testing.assert_array_equal(there[1].get().astype(float), keys.astype(float))
+    for a, b in zip(there[1:3], (keys, values), strict=True):
+        np.testing.assert_array_equal(a.get().astype(float), b.astype(float))
 
 
-def test_a_launch_leaves_its_counters_as_it_found_them(gpu: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("tokens", [2, 9])
+def test_a_cache_may_lie_at_odd_places(gpu: str, dtype: str, tokens: int) -> None:
     place = backend.device(gpu)
-    arrays = [place.asarray(x) for x in _inputs(1, 1, 600)]
-    op = OPS["cached_attention"].makers["cuda"]
-    first, second = (op.forward(*arrays, 580, None, heads=4, stop=581).get() for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+    packed, *cache = (x.astype(dtype) for x in _inputs(2, tokens, 90, width=16))
+    wide = [np.zeros((2, 90, 2, 19), dtype) for _ in "kv"]
+    for room, x in zip(wide, cache, strict=True):
+        room[..., 3:] = x
+    views = [place.asarray(x)[..., 3:] for x in wide]
+    out = REFERENCE(packed, *cache, 70, None, heads=4, stop=70 + tokens)
+    made = _forward(place.asarray(packed), *views, 70, None, heads=4, stop=70 + tokens)
+    assert error(made.get(), out) < (1e-5 if dtype == "float32" else 4e-3)
+    for view, x in zip(views, cache, strict=True):
+        np.testing.assert_array_equal(view.get(), x)
 
 
-def test_too_many_tokens_for_pages_are_refused(gpu: str) -> None:
+def test_one_launch_fits_itself_to_the_lengths(gpu: str) -> None:
+    """Of a captured step only the contents of arrays change: how many splits there are, too."""
     place = backend.device(gpu)
-    packed, keys, values = (place.asarray(x) for x in _inputs(1, 9, 16))
-    with pytest.raises(ValueError, match="9 new tokens"):
-        paged_attention(packed, keys, values, None, None, None, heads=4, stop=16)
+    packed, keys, values = _inputs(2, 1, 400)
+    there = [place.asarray(x) for x in (packed, keys, values)]
+    starts, ends = (place.asarray(np.zeros(2, np.int64)) for _ in "se")
+    for first in ([0, 0], [1, 390], [399, 70], [64, 63], [399, 399], [0, 5]):
+        now = np.array(first)
+        starts[...], ends[...] = place.asarray(now), place.asarray(now + 1)
+        out = REFERENCE(packed, keys, values, now, now + 1, heads=4, stop=400)
+        made = _forward(*there, starts, ends, heads=4, stop=400)
+        assert error(made.get(), out) < 1e-5
+        again = _forward(*there, starts, ends, heads=4, stop=400)
+        np.testing.assert_array_equal(made.get(), again.get())
+    assert not any(x.get().any() for k, x in makers._COUNTERS.items() if k[0] == gpu)
+
+
+def test_a_row_that_sees_no_key_appends_all_the_same(gpu: str) -> None:
+    place = backend.device(gpu)
+    packed, keys, values = _inputs(2, 3, 200)
+    there = [place.asarray(x) for x in (packed, keys, values)]
+    starts, lengths = np.array([5, 190]), np.array([0, 193])
+    out = REFERENCE(packed, keys, values, starts, lengths, heads=4, stop=200)
+    made = _forward(*there, place.asarray(starts), place.asarray(lengths), heads=4, stop=200)
+    assert error(made.get(), out) < 1e-5 and not made.get()[0].any()
+    np.testing.assert_array_equal(there[1].get(), keys)
+    np.testing.assert_array_equal(there[2].get(), values)
+
+
+def test_numbers_that_are_none_stay_visible(gpu: str) -> None:
+    place = backend.device(gpu)
+    packed, keys, values = _inputs(1, 1, 200)
+    for bad in (np.nan, np.inf):
+        spoilt = keys.copy()
+        spoilt[0, 150, 0, 3] = bad
+        there = [place.asarray(x) for x in (packed, spoilt, values)]
+        made = _forward(*there, 190, None, heads=4, stop=191).get()
+        out = REFERENCE(packed, spoilt, values.copy(), 190, None, heads=4, stop=191)
+        np.testing.assert_array_equal(np.isnan(made), np.isnan(out))
+        np.testing.assert_allclose(made, out, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv", "width", "dtype"),
+    [
+        (9, 3, 64, "float32"),
+        (9, 3, 64, "float16"),
+        (16, 4, 128, "float16"),
+        (12, 12, 64, "float32"),
+    ],
+)
+def test_the_cache_is_read_about_once(heads: int, kv: int, width: int, dtype: str) -> None:
+    """Bytes moved, parts of the splits and all, against the least there could be."""
+    from tinytorch_gpu import emulated
+
+    try:
+        place = backend.device("emulated")
+    except backend.DeviceError as error_:
+        pytest.skip(str(error_))
+    packed, keys, values = (x.astype(dtype) for x in _inputs(1, 1, 2048, heads, kv, width))
+    there = [place.asarray(x) for x in (packed, keys, values)]
+    with emulated.using(processors=132), emulated.recorded() as launches:
+        out = _forward(*there, 2047, None, heads=heads, stop=2048)
+    (launch,) = launches
+    moved = launch.counters.read_bytes + launch.counters.written_bytes
+    least = packed.nbytes + 2 * 2047 * kv * width * keys.itemsize + out.nbytes
+    least += 2 * kv * width * keys.itemsize  # the append
+    assert moved <= 1.1 * least
+    assert launch.grid[0] > 8

@@ -1,109 +1,213 @@
 """Attention through a cache: launches of kernels/cached_attention.cu."""
 
 import functools
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
-from ..backend import dtype_name, kind
+from ..backend import dtype_name, kind, namespace, narrow
 from ..ops import cached_attention
 from .attention import accepts as attend_accepts
 from .attention import attend
 from .launch import ELEMENTS, Source, element, empty, is_element, packed, processors
 from .rotary import takes_tables, turn_arguments
 
-# A cache may be narrower than the numbers beside it; eight queries share a block's reading of it.
+# A cache may be narrower than the numbers beside it; QUERIES share a block's reading of it.
 SOURCE = Source(
     "cached_attention.cu",
     only=lambda v: v["CACHE"] == v["REAL"] or v["REAL"] == "float",
     REAL=ELEMENTS.values(),
     CACHE=ELEMENTS.values(),
-    QUERIES=(1, 4, 8),
+    QUERIES=(1, 2, 4, 8),
 )
-_STRIDED = ("keys", "values")
-_attend_cached = SOURCE.kernel("attend_cached", strided=_STRIDED)
-_turn_and_append = SOURCE.kernel("turn_and_append", strided=_STRIDED)
-MOST_TOKENS, WARPS, THREADS = 8, 4, 256
+_CACHES = ("keys", "values")
+_attend_cached = SOURCE.kernel("attend_cached", strided=_CACHES)
+_turn_and_append = SOURCE.kernel("turn_and_append", strided=_CACHES)
+# What kernels/cached_attention.cu has: warps of a block, keys that a warp takes at once.
+WARPS, TILE, THREADS = 4, 32, 256
+MOST_TOKENS = 8  # of one row; more are a prompt, whose attention is a kernel of its own
+MOST_SPLITS = 128
+_RESIDENT = {1: 4, 2: 4, 4: 3, 8: 2}  # blocks of a processor at once, by queries
 _FAR = 2**62
+_LIMIT = 2**30  # places: the sum of two fits 32 bits
+
+
+# By device, thread and size: see ``_counters``. Never freed, since graphs hold their addresses.
+_COUNTERS: dict[tuple[str, int, int, int], Any] = {}
+
+
+def _counters(like: Any, count: int) -> Any:
+    """Counters of arrived blocks: zeros, and left as zeros by every launch. Each thread has its own:
+    launches of one thread follow one another, those of two may meet."""
+    count = max(64, 1 << (count - 1).bit_length())
+    device = like.device.id if kind(like) == "cuda" else 0
+    key = (kind(like), device, threading.get_ident(), count)
+    if key not in _COUNTERS:
+        _COUNTERS[key] = namespace(like).zeros(count, dtype="uint32")
+    return _COUNTERS[key]
+
+
+class _Place(NamedTuple):
+    """Where keys and values are kept: in one piece for each row, or in pages by a table."""
+
+    keys: Any
+    values: Any
+    table: Any = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, capacity, K, D)."""
+        if self.table is None:
+            return self.keys.shape
+        rows, pages = self.table.shape
+        return rows, pages * self.keys.shape[1], *self.keys.shape[2:]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What kernels take of it, behind the arrays."""
+        x, pages = self.keys, 1 if self.table is None else self.table.shape[1]
+        steps = tuple(stride // x.itemsize for stride in x.strides[:3])
+        whole = all(n * x.itemsize % 16 == 0 for n in (*steps, x.shape[3]))
+        wide = whole and _address(x) % 16 == 0 and _address(self.values) % 16 == 0
+        return *steps, x.shape[1], pages, self.shape[1], wide
+
+
+def _address(x: Any) -> int:
+    return x.data.ptr if kind(x) == "cuda" else x.address
 
 
 @functools.cache
-def _counters(where: str, index: int, count: int) -> Any:
-    """Counters of arrived blocks: zeros, and left as zeros by every launch. Launches of one device
-    that use them are ordered, being of one stream."""
-    from ..backend import device
-
-    return device(f"cuda:{index}" if where == "cuda" else where).zeros((count,), "uint32")
-
-
-def _splits(like: Any, blocks: int, stop: int, queries: int) -> tuple[int, int]:
-    """Into how many parts the keys fall, and keys a part: enough to fill the processors, but not
-    so small that the parts' results weigh anything."""
-    least = 128 if queries <= 4 else 256
-    splits = max(1, min(stop // least, 4 * processors(like) // max(1, blocks)))
-    per_split = -(-max(1, -(-stop // splits)) // 32) * 32
-    return -(-max(1, stop) // per_split), per_split
+def _splits(
+    processors: int, blocks: int, stop: int, queries: int, itemsize: int
+) -> tuple[int, int]:
+    """Into how many parts the keys fall at most, and how many keys a part has at least: enough parts
+    to fill the processors, but so long that their results and queries stay below a tenth of the bytes."""
+    least = max(2 * TILE, -(-queries * (30 if itemsize == 2 else 17) // TILE) * TILE)
+    queries_of_block = next(n for n in _RESIDENT if n >= queries)
+    room = _RESIDENT[queries_of_block] * processors
+    return max(1, min(MOST_SPLITS, room // blocks, -(-stop // least))), least
 
 
-def _steps(cache: Any) -> tuple[int, ...]:
-    return tuple(stride // cache.itemsize for stride in cache.strides[:3])
+def _shared(width: int, tokens: int, queries: int, splits: int, itemsize: int) -> int:
+    """Bytes of shared memory: what is staged, then the sums of the warps, then the weights of the splits."""
+    lanes = 4
+    while 8 * lanes < width:
+        lanes *= 2
+    room = 8 * lanes
+    staged = 4 * queries * (room + WARPS * TILE) + 2 * tokens * room * itemsize
+    return max(staged, 4 * WARPS * queries * room, 4 * splits * queries)
 
 
 def _decode(
-    packed_heads: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any, sin: Any,
-    positions: Any, heads: int, stop: int, causal: bool, window: int | None,
-    table: Any = None, capacity: int | None = None, page: int = 1,
+    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    heads: int, stop: int, causal: bool, window: int | None,
 ) -> Any:  # fmt: skip
-    x = packed(packed_heads)
-    batch, tokens, _, width = x.shape
-    kv_heads = keys.shape[2]
-    all_queries = heads // kv_heads * tokens
-    queries = next((n for n in (1, 4) if n >= all_queries), 8)
-    sets = -(-all_queries // queries)
-    blocks = batch * kv_heads * sets
-    splits, per_split = _splits(x, blocks, stop, min(queries, all_queries))
-    out = empty(x, (batch, tokens, heads * width))
-    scratch = None
+    """A few new tokens: everything in one launch."""
+    (batch, tokens, _, width), kv_heads = x.shape, place.keys.shape[2]
+    shared_by = heads // kv_heads * tokens
+    queries = next((n for n in (1, 2, 4) if n >= shared_by), 8)
+    sets = -(-shared_by // queries)
+    blocks, itemsize = batch * kv_heads * sets, place.keys.itemsize
+    splits, least = _splits(processors(x), blocks, stop, min(queries, shared_by), itemsize)
+    out, scratch = empty(x, (batch, tokens, heads * width)), None
     if splits > 1:
-        scratch = empty(x, (blocks * splits * queries * (width + 2),), "float32")
-    cos, sin, positions, per_batch, half, kind_of_table = turn_arguments(cos, sin, positions)
-    start = starts if isinstance(starts, int) else 0
-    index = x.device.id if kind(x) == "cuda" else 0
-    # Queries by eight elements for each of up to 32 lanes, the new tokens, the warps' results.
-    shared = 4 * (256 * queries + 2 * tokens * width + WARPS * queries * (width + 2))
+        scratch = empty(x, blocks * splits * queries * (-(-width // 4) * 4 + 4), "float32")
+    cos, sin, positions, per_batch, half, table_kind = turn_arguments(cos, sin, positions)
     _attend_cached(
-        (splits, kv_heads * sets, batch), 32 * WARPS, x, keys, values, table,
-        None if isinstance(starts, int) else starts, lengths, cos, sin, positions, out, scratch,
-        _counters(kind(x), index, blocks), per_batch if batch > 1 else 0, half, kind_of_table,
-        *_steps(keys), *_steps(values), tokens, heads, kv_heads, width, stop,
-        keys.shape[1] if capacity is None else capacity, start, page,
-        1 if table is None else table.shape[1], _FAR if window is None else window, width**-0.5,
-        causal, splits, per_split, shared=shared,
-        REAL=element(x), CACHE=element(keys), QUERIES=queries,
+        (splits * sets, kv_heads, batch), 32 * WARPS, packed(x), place.keys, place.values, place.table,
+        None if isinstance(starts, int) else packed(starts), packed(lengths), cos, sin, positions,
+        out, scratch, _counters(x, blocks), per_batch if batch > 1 else 0, half, table_kind,
+        *place.arguments(), tokens, heads, kv_heads, width, starts if isinstance(starts, int) else 0,
+        stop, _FAR if window is None else window, width**-0.5, causal, sets, least,
+        shared=_shared(width, tokens, queries, splits, itemsize),
+        REAL=element(x), CACHE=element(place.keys), QUERIES=queries,
     )  # fmt: skip
     return out
 
 
-def _prefill(
-    packed_heads: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any, sin: Any,
-    positions: Any, heads: int, stop: int, causal: bool, window: int | None,
-) -> Any:  # fmt: skip
-    x = packed(packed_heads)
+def _append(
+    x: Any, place: _Place, starts: Any, cos: Any, sin: Any, positions: Any, heads: int
+) -> Any:
+    """Write the new keys and values to the cache in one launch; return the queries (B, T, H, D)."""
     batch, tokens, count, width = x.shape
-    q = empty(x, (batch, tokens, heads, width))
-    cos, sin, positions, per_batch, half, kind_of_table = turn_arguments(cos, sin, positions)
-    start = starts if isinstance(starts, int) else 0
-    firsts = None if isinstance(starts, int) else starts
+    turned = None if cos is None else empty(x, (batch, tokens, heads, width))
+    cos, sin, positions, per_batch, half, table_kind = turn_arguments(cos, sin, positions)
     parts = x.size * x.itemsize // 16
     _turn_and_append(
-        min(max(1, -(-parts // THREADS)), 8 * processors(x)), THREADS, x, keys, values, firsts,
-        cos, sin, positions, q, per_batch if batch > 1 else 0, half, kind_of_table, *_steps(keys),
-        *_steps(values), batch, tokens, heads, (count - heads) // 2, width, keys.shape[1], start,
-        REAL=element(x), CACHE=element(keys), QUERIES=1,
+        min(max(1, -(-parts // (4 * THREADS))), 8 * processors(x)), THREADS, x, place.keys,
+        place.values, place.table, None if isinstance(starts, int) else packed(starts), cos, sin,
+        positions, turned, per_batch if batch > 1 else 0, half, table_kind, *place.arguments(),
+        batch, tokens, heads, (count - heads) // 2, width, starts if isinstance(starts, int) else 0,
+        REAL=element(x), CACHE=element(place.keys), QUERIES=1,
     )  # fmt: skip
-    known = (keys[:, :stop], values[:, :stop])
+    return x[:, :, :heads] if turned is None else turned
+
+
+def _run(
+    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    heads: int, stop: int, causal: bool, window: int | None,
+) -> Any:  # fmt: skip
+    x = packed(x)
+    batch, tokens, _, width = x.shape
+    if not x.size:
+        return empty(x, (batch, tokens, heads * width))
+    if tokens <= MOST_TOKENS:
+        return _decode(
+            x, place, starts, lengths, cos, sin, positions, heads, stop, causal, window
+        )  # fmt: skip
+    q = _append(x, place, starts, cos, sin, positions, heads)
+    k, v = (narrow(_known(c, place.table, stop), x.dtype) for c in (place.keys, place.values))
+    firsts = None if isinstance(starts, int) else starts
     out, _ = attend(
-        q, *known, None, None, lengths, firsts, causal=causal, window=window, want_lse=False
+        q, k, v, lengths=lengths, starts=firsts, causal=causal, window=window, want_lse=False
     )
     return out.reshape(batch, tokens, heads * width)
+
+
+def _known(cache: Any, table: Any, stop: int) -> Any:
+    """The first ``stop`` places of each row: a view, or a copy of its pages."""
+    if table is None:
+        return cache[:, :stop]
+    pages = -(-stop // cache.shape[1])
+    rows = namespace(cache).take(cache, table[:, :pages].reshape(-1), axis=0)
+    return rows.reshape(table.shape[0], -1, *cache.shape[2:])[:, :stop]
+
+
+def _fits(
+    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    heads: int, stop: int,
+) -> bool:  # fmt: skip
+    """Whether the kernels take these arguments."""
+    keys, values = place.keys, place.values
+    if not is_element(x, keys, values) or len(x.shape) != 4 or len(keys.shape) != 4:
+        return False
+    batch, tokens, count, width = x.shape
+    rows, capacity, kv_heads, _ = place.shape
+    return (
+        keys.dtype == values.dtype
+        and keys.shape == values.shape
+        and keys.strides == values.strides
+        and keys.strides[3] == keys.itemsize
+        and (keys.dtype == x.dtype or dtype_name(x.dtype) == "float32")
+        and rows == batch < 2**16
+        and 0 < kv_heads < 2**16
+        and count == heads + 2 * kv_heads
+        and heads % kv_heads == 0
+        and 0 < keys.shape[3] == width <= 256
+        and 0 < stop <= capacity < _LIMIT
+        and batch * tokens < 2**31
+        and _is_start(starts, batch, capacity - tokens)
+        and (lengths is None or _is_per_row(lengths, batch))
+        and takes_tables(cos, sin, positions, width)
+        and (cos is None or positions.shape in ((tokens,), (batch, tokens)))
+        and (tokens <= MOST_TOKENS or attend_accepts(x[:, :, :heads], *(x[:, :, heads:],) * 2))
+    )
+
+
+def _is_start(x: Any, batch: int, last: int) -> bool:
+    return 0 <= x <= last if isinstance(x, int) else _is_per_row(x, batch)
+
+
+def _is_per_row(x: Any, batch: int) -> bool:
+    return x.shape == (batch,) and dtype_name(x.dtype) == "int64"
 
 
 def _forward(
@@ -111,51 +215,49 @@ def _forward(
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
     window: int | None = None,
 ) -> Any:  # fmt: skip
-    way = _decode if packed.shape[1] <= MOST_TOKENS else _prefill
-    given = (packed, keys, values, starts, lengths, cos, sin, positions)
-    return way(*given, heads, stop, causal, window)
-
-
-def paged_attention(
-    packed: Any, key_pages: Any, value_pages: Any, table: Any, starts: Any, lengths: Any,
-    cos: Any = None, sin: Any = None, positions: Any = None, *, heads: int, stop: int,
-    causal: bool = True, window: int | None = None,
-) -> Any:  # fmt: skip
-    """``cached_attention`` of up to 8 new tokens over a cache in pages.
-
-    ``key_pages`` and ``value_pages`` are (pages, page size, K, D); ``table`` int32 (B, pages of a row)
-    says which page holds places i * page size on of each row; two rows must not append to one page.
-    """
-    if packed.shape[1] > MOST_TOKENS:
-        raise ValueError(f"{packed.shape[1]} new tokens: paged attention takes {MOST_TOKENS}")
-    page = key_pages.shape[1]
-    return _decode(
-        packed, key_pages, value_pages, starts, lengths, cos, sin, positions, heads, stop, causal,
-        window, table, page * table.shape[1], page,
-    )  # fmt: skip
+    given = (starts, lengths, cos, sin, positions)
+    return _run(packed, _Place(keys, values), *given, heads, stop, causal, window)
 
 
 def _accepts(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
-    sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    sin: Any = None, positions: Any = None, *, heads: int, stop: int, **options: Any,
 ) -> bool:  # fmt: skip
-    tokens, width = packed.shape[1], packed.shape[3]
-    whole = (
-        x is None or isinstance(x, int) or dtype_name(x.dtype) == "int64" for x in (starts, lengths)
-    )
-    if not (is_element(packed, keys, values) and keys.dtype == values.dtype and packed.size):
-        return False
-    if width > 256 or keys.shape != values.shape or not all(whole) or not keys.shape[2]:
-        return False
-    if keys.strides[3] != keys.itemsize or values.strides[3] != values.itemsize:
-        return False
-    if not takes_tables(cos, sin, positions, width):
-        return False
-    if tokens > MOST_TOKENS:
-        q = packed[:, :, :heads]
-        return keys.dtype == packed.dtype and attend_accepts(q, keys, values)
-    return keys.dtype == packed.dtype or dtype_name(packed.dtype) == "float32"
+    given = (starts, lengths, cos, sin, positions)
+    return _fits(packed, _Place(keys, values), *given, heads, stop)
+
+
+def paged_attention(
+    packed: Any, key_pages: Any, value_pages: Any, table: Any, starts: Any, lengths: Any,
+    cos: Any = None, sin: Any = None, positions: Any = None, *, heads: int, stop: int | None = None,
+    causal: bool = True, window: int | None = None,
+) -> Any:  # fmt: skip
+    """``cached_attention`` over a cache in pages.
+
+    ``key_pages`` and ``value_pages`` are (pages, page size, K, D); ``table``, int32 (B, pages of a row),
+    says which page holds places i * page size on of each row. Two rows must not append to one page,
+    and of a prompt (more than 8 tokens) all pages up to ``stop`` are read. ``stop`` is by default all
+    places.
+    Arguments that the kernels do not take are a ValueError.
+    """
+    place = _Place(key_pages, value_pages, _table(table, packed.shape[0]))
+    stop = place.shape[1] if stop is None else stop
+    given = (starts, lengths, cos, sin, positions)
+    if not _fits(packed, place, *given, heads, stop):
+        raise ValueError(
+            f"paged attention cannot take new tokens {packed.shape} in {packed.dtype}, pages "
+            f"{key_pages.shape} in {key_pages.dtype} and a table {table.shape} with stop {stop}"
+        )
+    return _run(packed, place, *given, heads, stop, causal, window)
+
+
+def _table(table: Any, batch: int) -> Any:
+    """Return ``table``, contiguous; one that is not int32 (B, pages) is a ValueError."""
+    if len(table.shape) != 2 or table.shape[0] != batch or dtype_name(table.dtype) != "int32":
+        raise ValueError(
+            f"table must be int32 ({batch}, pages of a row), not {table.dtype} {table.shape}"
+        )
+    return packed(table)
 
 
 cached_attention.maker("cuda", _forward, accepts=_accepts)

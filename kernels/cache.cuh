@@ -1,0 +1,54 @@
+// A cache of keys and values, the new tokens that go into it, and which places a query may look at.
+#pragma once
+#include "rotary.cuh"
+
+// Keys and values (B, capacity, K, D) of CACHE. A row of the batch lies in one piece, or, with a `table`, in
+// pages (P, page, K, D) whose numbers the table (B, pages) holds in the order of the places.
+struct Cache {
+    CACHE *keys, *values;
+    const int* table;
+    long long piece, place, head;  // steps in elements: of a row's piece or a page, a place, a head
+    int page, pages, capacity;
+
+    // How far from the first element a place of a row lies; `place_` is below the capacity.
+    __device__ long long at(int batch, int place_, int head_) const {
+        if (!table) return batch * piece + place_ * place + head_ * head;
+        const int number = place_ / page;
+        return table[(long long)batch * pages + number] * piece + (place_ - number * page) * place + head_ * head;
+    }
+};
+
+// New tokens (B, T, H + 2 K, D) of REAL: their queries, keys and values beside each other.
+struct NewTokens {
+    const REAL* packed;
+    const long long* starts;  // (B,), or null: `start` in every row
+    Turn turn;
+    int tokens, heads, kv_heads, width, start;
+
+    __device__ const REAL* head(int batch, int token, int number) const {
+        return packed + (((long long)batch * tokens + token) * (heads + 2 * kv_heads) + number) * width;
+    }
+    // Where token 0 of a row goes in the cache.
+    __device__ int first_place(int batch) const { return starts ? (int)starts[batch] : start; }
+};
+
+struct Limits { const long long* lengths; long long window; int stop; bool causal; };
+
+// The places that the queries of one row may look at: low(t) .. high(t) - 1, neither of which ever falls.
+struct Sight {
+    long long first, window;  // place of query 0
+    int stop;
+    bool causal;
+
+    __device__ Sight(const NewTokens& fresh, const Limits& limits, int batch) : window(limits.window), causal(limits.causal) {
+        const long long length = limits.lengths ? limits.lengths[batch] : limits.stop;
+        first = fresh.starts ? fresh.starts[batch] : length - fresh.tokens;
+        stop = (int)max(0LL, min(length, (long long)limits.stop));
+    }
+    __device__ int high(int token) const {
+        return causal ? (int)max(0LL, min((long long)stop, first + token + 1)) : stop;
+    }
+    __device__ int low(int token) const {
+        return (int)max(0LL, min((long long)stop, first + token - window + 1));
+    }
+};
