@@ -6,7 +6,7 @@
 // A block owns OWN queries of one head and streams keys and values past them, KEYS at a time. Each
 // query keeps its largest score m so far, the sum l of exp(score - m) and the sum of exp(score - m) v,
 // and shrinks both sums by exp(m_old - m_new) when the maximum grows. The (T, S) scores exist a tile
-// at a time, in registers. Scores are in units of log 2, where exp is one instruction.
+// at a time, in registers.
 //
 // Layout: q and out (B, T, H, D), k and v (B, S, K, D), q, k and v with any strides above the last axis.
 // Blocks lie head first, so that those of one key head run side by side and find its keys in the L2
@@ -63,7 +63,7 @@ __device__ inline void weigh(Running& r, float (&c)[UNITS][KEYS / 8][4]) {
                     if (Place::slot(i) == slot) top = fmaxf(top, c[u][j][i]);
             top = row_max(top);
             shift[slot] = top == -INFINITE ? 0.0f : top;  // nothing seen yet: every weight is exp(-inf)
-            shrink[slot] = exp2f(r.top[u][slot] - shift[slot]);
+            shrink[slot] = power(r.top[u][slot], shift[slot]);
             r.top[u][slot] = top;
             r.total[u][slot] *= shrink[slot];
         }
@@ -71,7 +71,7 @@ __device__ inline void weigh(Running& r, float (&c)[UNITS][KEYS / 8][4]) {
         for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                c[u][j][i] = exp2f(c[u][j][i] - shift[Place::slot(i)]);
+                c[u][j][i] = power(c[u][j][i], shift[Place::slot(i)]);
                 r.total[u][Place::slot(i)] += c[u][j][i];
             }
 #pragma unroll
@@ -90,7 +90,7 @@ __device__ inline void finish(Running& r, float* lse, int row0, int queries, boo
             float total = row_sum(r.total[u][slot]);
             int row = row0 + 16 * u + Place::row(slot);
             if (writes && lse && row < queries)
-                lse[row] = total > 0.0f ? r.top[u][slot] * LN2 + logf(total) : INFINITE;
+                lse[row] = total > 0.0f ? r.top[u][slot] + logf(total) : INFINITE;
             r.total[u][slot] = total == 0.0f ? 0.0f : 1.0f / total;  // a NaN stays one
         }
 }

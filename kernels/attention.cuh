@@ -7,9 +7,6 @@
 #include "attention_tile.cuh"
 #include "philox.cuh"
 
-#define LOG2E 1.44269504f
-#define LN2 0.69314718f
-
 struct RowSteps { long long batch, row, head; };          // in elements, of q, k, v
 struct ScoreSteps { long long batch, head, row, key; };  // of mask and bias; 0 where broadcast
 
@@ -108,11 +105,10 @@ __device__ inline unsigned long long masked(const Problem& p, const Sight& sight
     return hidden;
 }
 
-// Products of queries and keys to scores in units of log 2; -inf where hidden.
+// Products of queries and keys to scores; -inf where hidden.
 template <bool TRANSPOSED, int UNITS, int N>
 __device__ inline void score(float (&c)[UNITS][N][4], const Problem& p, const Sight& sight, bool plain, int row0,
                              int column0) {
-    const float scale = p.scale * LOG2E;
     const unsigned long long hidden =
         sight.mask ? masked<TRANSPOSED, UNITS, N>(p, sight, row0, column0) : 0ull;
 #pragma unroll
@@ -120,7 +116,7 @@ __device__ inline void score(float (&c)[UNITS][N][4], const Problem& p, const Si
 #pragma unroll
         for (int j = 0; j < N; j++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) c[u][j][i] *= scale;
+            for (int i = 0; i < 4; i++) c[u][j][i] *= p.scale;
     if (plain) return;
 #pragma unroll
     for (int u = 0; u < UNITS; u++)
@@ -131,11 +127,18 @@ __device__ inline void score(float (&c)[UNITS][N][4], const Problem& p, const Si
                 int row = row0 + 16 * u + Place::row(Place::slot(i)), column = column0 + Place::column(j, i);
                 int t = TRANSPOSED ? column : row, s = TRANSPOSED ? row : column;
                 bool seen = sight.reaches(t, s) && !(hidden >> ((u * N + j) * 4 + i) & 1);
-                if (seen && sight.bias) c[u][j][i] += sight.bias_at(p, t, s) * LOG2E;
+                if (seen && sight.bias) c[u][j][i] += sight.bias_at(p, t, s);
                 if (!seen) c[u][j][i] = -INFINITE;
             }
             if (sight.bias) __syncwarp();  // a few loads at a time: all at once would not fit the registers
         }
+}
+
+// exp(score - shift). In float32 the difference is taken first, which is exact where it matters; in 16
+// bits one fused multiply-add of both serves, whose error grows with the shift but is far below theirs.
+__device__ inline float power(float score, float shift) {
+    const float log2e = 1.44269504f;
+    return sizeof(REAL) == 2 ? exp2f(score * log2e - shift * log2e) : exp2f((score - shift) * log2e);
 }
 
 // Whether draws 4 group .. 4 group + 3 are below p, a bit each.

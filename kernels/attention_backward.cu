@@ -9,11 +9,12 @@
 // the keys past them. `attention_backward_keys` owns OWN keys of a key head and streams the queries of
 // its query heads, head after head, so that grouped heads are summed in order. Each sum is one thread's
 // and always in the same order: the result does not depend on timing. The price is that scores and dp are
-// computed twice: 7 products of the size T S D instead of 5.
+// computed twice: 7 products of the size T S D instead of 5, and one more in 16 bits, see below.
 //
-// `out` was rounded to 16 bits, so delta is off by some. A row of ds sums to 0 with the right delta and
-// to what is missing with another one, since the weights sum to 1: the pass over the queries adds the
-// sum up on its way and puts delta right, before dk, which gathers the errors of many rows, needs it.
+// In 16 bits `out` was rounded, so delta is off by some e[t], and with it ds by p e: an error that does
+// not average out where keys have a mean other than 0. A row of ds sums to 0 with the right delta, and
+// to -e with this one, since weights sum to 1. So the pass over the queries adds up ds, and p k beside
+// ds k, an eighth product; at its end it puts dq right by e p k, and delta for the pass over the keys.
 //
 // Both keep two tiles of owned rows in shared memory and bring pairs of tiles of OTHER rows, the next
 // pair under way while this one is used (from 8.0 on, where copies are asynchronous). Rows of the
@@ -36,6 +37,8 @@ static const int OWN = 16 * WARPS / SPLIT, COLUMNS = HEAD / SPLIT;
 
 typedef float Scores[1][OTHER / 8][4];
 typedef float Sums[1][COLUMNS / 8][4];
+// In 16 bits the pass over the queries sums p k beside ds k.
+static const int PARTS = sizeof(REAL) == 2 ? 2 : 1;
 
 // delta (B, H, T) of dout and out (B, T, H, D): a few lanes to a row.
 static const int GROUP = CHUNKS <= 4 ? 4 : CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : 32;
@@ -74,7 +77,7 @@ __device__ inline void weigh(Scores& c, const float* column_lse, const float (&r
 #pragma unroll
     for (int j = 0; j < OTHER / 8; j++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) c[0][j][i] = exp2f(c[0][j][i] - of_query<TRANSPOSED>(column_lse, row_lse, j, i));
+        for (int i = 0; i < 4; i++) c[0][j][i] = power(c[0][j][i], of_query<TRANSPOSED>(column_lse, row_lse, j, i));
 }
 
 // dp to ds, given the weights.
@@ -139,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
             const long long rows = ((long long)batch * heads + head) * queries;
             const int t = first + threadIdx.x;
             float* note = notes + item % STAGES * 2 * OTHER + threadIdx.x;
-            note[0] = t < queries ? lse[rows + t] * LOG2E : INFINITE;
+            note[0] = t < queries ? lse[rows + t]  : INFINITE;
             note[OTHER] = t < queries ? delta[rows + t] : 0.0f;
         }
     };
@@ -202,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
     REAL* own_q = (REAL*)shared;
     REAL* own_dout = own_q + OWN * HEAD;
     REAL* streamed = own_dout + OWN * HEAD;
-    REAL* slab = streamed + STAGES * 2 * OTHER * HEAD + warp * 16 * (OTHER + 8);
+    REAL* slab = streamed + STAGES * 2 * OTHER * HEAD + warp * 16 * PARTS * (OTHER + 8);
 
     const bool vectors = in_vectors(q, {q_batch, q_row, q_head}, width) && aligned(dout, 16) && aligned(dq, 16) &&
                          in_vectors(k, {k_batch, k_row, k_head}, width) &&
@@ -225,10 +228,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
     for (int slot = 0; slot < Place::SLOTS; slot++) {
         const int t = query0 + row0 + Place::row(slot);
         const long long i = ((long long)batch * heads + head) * queries + t;
-        row_lse[slot] = t < queries ? lse[i] * LOG2E : INFINITE;
+        row_lse[slot] = t < queries ? lse[i]  : INFINITE;
         row_delta[slot] = t < queries ? delta[i] : 0.0f;
     }
-    Sums sum;
+    float sum[PARTS][COLUMNS / 8][4];
     clear(sum);
     fetch<OWN>(own_q, q + batch * q_batch + head * q_head, q_row, query0, queries, width, vectors);
     fetch<OWN>(own_dout, dout + offset, dq_row, query0, queries, width, vectors);
@@ -243,6 +246,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
         __syncthreads();
         const REAL* k_tile = streamed + stage * 2 * OTHER * HEAD;
         Scores c, ds;
+        float parts[PARTS][OTHER / 8][4];
         dot<1, OTHER>(c, own_q, row0, k_tile);
         score<false>(c, p, sight, sight.plain(query0, end, key0, key0 + OTHER), query0 + row0, key0);
         weigh<false>(c, nullptr, row_lse);
@@ -253,7 +257,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
         for (int j = 0; j < OTHER / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) row_rest[Place::slot(i)] += ds[0][j][i];
-        mix<1, OTHER, COLUMNS>(sum, ds, k_tile, column0, slab);
+        memcpy(parts[0], ds, sizeof(Scores));
+        memcpy(parts[PARTS - 1], PARTS == 2 ? c : ds, sizeof(Scores));
+        mix<PARTS, OTHER, COLUMNS>(sum, parts, k_tile, column0, slab);
         __syncthreads();
         stage = STAGES == 2 ? stage ^ 1 : 0;
     }
@@ -261,10 +267,18 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
     __syncthreads();
 #pragma unroll
     for (int slot = 0; slot < Place::SLOTS; slot++) {
-        const float rest = row_sum(row_rest[slot]);
+        row_rest[slot] = row_sum(row_rest[slot]);
         const int t = query0 + row0 + Place::row(slot);
         if (column0 == 0 && threadIdx.x % Place::LANES == 0 && t < queries)
-            delta[((long long)batch * heads + head) * queries + t] = row_delta[slot] + rest;
+            delta[((long long)batch * heads + head) * queries + t] = row_delta[slot] + row_rest[slot];
     }
-    write_sums(dq + offset, own_q, sum, scale, row0, column0, dq_row, query0, queries, width, vectors);
+    Sums dq_sum;
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            dq_sum[0][j][i] = sum[0][j][i];
+            if (PARTS == 2) dq_sum[0][j][i] -= row_rest[Place::slot(i)] * sum[PARTS - 1][j][i];
+        }
+    write_sums(dq + offset, own_q, dq_sum, scale, row0, column0, dq_row, query0, queries, width, vectors);
 }

@@ -199,7 +199,7 @@ __device__ inline void mix_by_cores(float (&sum)[UNITS][COLUMNS / 8][4], const f
 #pragma unroll
         for (int d = 0; d < COLUMNS; d += 16) {
             // No more loads ahead of their products than registers are left beside so wide a sum.
-            if (COLUMNS > 192 && d % 32 == 0) __syncwarp();
+            if (UNITS * COLUMNS > 192 && d % 32 == 0) __syncwarp();
             unsigned b[4];
             ldmatrix_x4_transposed(b, other + place(n + lane % 16, column0 + d + lane / 16 * 8));
 #pragma unroll

@@ -150,7 +150,9 @@ def pairs(variants, architectures, full):
     if full:
         return [(v, arch) for v in variants for arch in architectures]
     count = max(len(variants), len(architectures))
-    return [(variants[i % len(variants)], architectures[i % len(architectures)]) for i in range(count)]
+    return [
+        (variants[i % len(variants)], architectures[i % len(architectures)]) for i in range(count)
+    ]
 
 
 def table(files, architectures, full):

@@ -83,9 +83,9 @@ def backward_tiles(like: Any, head: int) -> tuple[int, int]:
     else:
         own = 64 if head <= 96 else 32 if head <= 128 else 16
         other, stages = {32: 32, 64: 32, 128: 16, 192: 16}.get(head, 8), 1
-        slab = _WARPS * 16 * (other + 8)
-    elements = 2 * (own + stages * other) * head + slab
-    return own, elements * like.dtype.itemsize + 2 * stages * other * 4
+        slab = _WARPS * 16 * (other + 8) * 4  # of one part in float32, of two in bfloat16
+    elements = 2 * (own + stages * other) * head
+    return own, elements * like.dtype.itemsize + slab + 2 * stages * other * 4
 
 
 def attend(
