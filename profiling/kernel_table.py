@@ -219,9 +219,20 @@ def save(rows):
         uses = ", ".join(sorted(set.union(*(set(row["uses"]) for row in of))))
         worst = min(row["occupancy"] for row in of)
         shared = f"{max(row['shared'] for row in of)}{'+' if of[0]['dynamic'] else ''}"
-        lines.append(
-            f"| {kernel} | {variant} | {of[0]['threads']} | {span} | {shared} | {worst:.0%} | {uses} |"
+        archs = " ".join(str(row["arch"]) for row in of)
+        spilled = max(row["spilled"] for row in of)
+        cells = (
+            kernel,
+            variant,
+            archs,
+            of[0]["threads"],
+            span,
+            spilled,
+            shared,
+            f"{worst:.0%}",
+            uses,
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     (RESULTS / "kernels.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
