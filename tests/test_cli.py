@@ -106,7 +106,7 @@ BAD = {
     "unknown dtype": ["generate", "-p", "a", "--dtype", "int3"],
     "unknown device": ["generate", "-p", "a", "--device", "tpu"],
     "bad device number": ["generate", "-p", "a", "--device", "cuda:x"],
-    "emulated device": ["generate", "-p", "a", "--device", "emulated"],
+    "profile elsewhere": ["profile", "--device", "cpu"],
     "inspect nothing": ["inspect", "/no/such/file"],
     "inspect batch 0": ["inspect", "--batch", "0"],
     "chat without a model": ["chat", "-m", "/no/such/model.gguf"],
