@@ -5,149 +5,89 @@
 // bias, activation and residual behind) rides along without a trip through memory.
 //
 // Layout: x (rows, width) in REAL; W in PARAM, outputs one after the other, each `pitch` bytes: dense numbers or
-// GGUF's blocks (quantized.cuh). A block of eight warps holds x in shared memory. Each warp makes two
-// outputs at a time: neighbours, or with a gated activation output j and its gate, so that they meet in
-// registers. Its lanes split the width, eight weights each, and add up by shuffles in a fixed order.
+// GGUF's blocks (quantized.cuh). A block holds x in shared memory. Each warp makes two outputs at a time:
+// neighbours, or with a gated activation output j and its gate, so that they meet in registers. Two,
+// because then x is read from shared memory and widened half as often. Its lanes take 16 bytes of each row in
+// turn and add up by shuffles. Where there are too few outputs to give every warp of the device some, `split` of them
+// (two to eight) share a pair and meet in shared memory. All sums are made in a fixed order.
 //
 // Bytes: outs * pitch + rows * (width + 2 outs) * sizeof(REAL), each once, but x once per block; the launcher
-// starts as few blocks as fill the processors. Operations: 2 per weight and row, a hundredth of what the card
-// could do meanwhile. Registers: two sums per row (32 for sixteen rows) and sixteen weights; the
-// occupancy of two blocks a processor keeps 64 KB of loads under way. Shared memory: x, and for blocks two
-// groups of a row for each warp.
+// starts as many blocks as the processors hold at once and no more. Loads under way in a processor: up to four of
+// 16 bytes in each of 1024 threads for one or two rows of dense weights, of 512 for more: 64 KB, 32 KB. To hide
+// 0.7 us, 3.3 TB/s over 132 processors take 18 KB.
+//
+// Operations: a multiply-add per weight and row, a conversion of each x for two weights. At four instructions a
+// clock that is no longer than the memory takes up to 16 rows of float32, about four of 16 bits and one or two of 4
+// bits (by counting instructions, not by measurement). From three rows on products wholly in 16 bits go to the
+// tensor cores instead (linear_tensor.cu).
+//
+// Registers: two sums per row, 32 for sixteen rows (128 in all: two blocks of eight warps or one of sixteen), 64 for
+// dense weights of one or two rows (four blocks), 80 for blocks of weights (three). Shared memory: x, and for
+// blocks two kilobytes a warp or less.
+#include "linear_ends.cuh"
 #include "quantized.cuh"
-#include "reduce.cuh"
 
-#define WARPS 8
+#define FEW_BLOCKS STAGE<PARAM> ? 3 : 4  // a processor, of one or two rows
 
-enum Activation { NONE, RELU, GELU, GELU_TANH, SILU, SWIGLU, GEGLU };
-enum Norm { NO_NORM, LAYER_NORM, RMS_NORM };
-
-// Element i of an array of float, half or bfloat16 (kind 0, 1, 2).
-__device__ inline float number_at(const void* p, int kind, int i) {
-    if (kind == 1) return widen(((const half*)p)[i]);
-    if (kind == 2) return widen(((const bfloat16*)p)[i]);
-    return ((const float*)p)[i];
-}
-
-__device__ inline float gelu_tanh(float x) {
-    return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
-
-__device__ inline float silu(float x) { return x * (0.5f * tanhf(0.5f * x) + 0.5f); }
-
-__device__ inline float activate(float x, float up, int activation) {
-    switch (activation) {
-        case RELU: return x != x ? x : fmaxf(x, 0.0f);
-        case GELU: return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-        case GELU_TANH: return gelu_tanh(x);
-        case SILU: return silu(x);
-        case SWIGLU: return silu(x) * up;
-        case GEGLU: return gelu_tanh(x) * up;
-        default: return x;
-    }
-}
-
-struct Shapes { int rows, width, outs, room; };  // room: elements of a row of x in shared memory
-struct Before { const void *gain, *shift; int norm, kind; float eps; };
-struct After { const void* bias; const REAL* residual; int kind, activation; };
-
-// x into shared memory, past its width zeros.
-__device__ inline void stage_rows(REAL* xs, const REAL* x, Shapes s) {
-    const int wide = 16 / (int)sizeof(REAL);
-    if (s.width % wide == 0 && aligned(x, 16)) {
-        int each = s.width / wide;
-        for (int i = threadIdx.x; i < s.rows * each; i += blockDim.x) {
-            int row = i / each, column = (i - row * each) * wide;
-            *(uint4*)(xs + row * s.room + column) = *(const uint4*)(x + (long long)row * s.width + column);
-        }
-    } else {
-        for (int i = threadIdx.x; i < s.rows * s.width; i += blockDim.x) {
-            int row = i / s.width;
-            xs[row * s.room + i - row * s.width] = x[i];
-        }
-    }
-    int tail = s.room - s.width;
-    for (int i = threadIdx.x; i < s.rows * tail; i += blockDim.x)
-        xs[i / tail * s.room + s.width + i % tail] = narrow<REAL>(0.0f);
-    __syncthreads();
-}
-
-// Normalize the rows in place, a warp each, rounded to REAL as a norm of its own would.
-__device__ inline void normalize_rows(REAL* xs, Shapes s, Before before) {
-    int lane = threadIdx.x & 31;
-    for (int row = threadIdx.x >> 5; row < s.rows; row += WARPS) {
-        REAL* of = xs + row * s.room;
-        float mean = 0.0f, squares = 0.0f;
-        if (before.norm == LAYER_NORM) {
-            for (int i = lane; i < s.width; i += 32) mean += widen(of[i]);
-            mean = warp_sum(mean) / s.width;
-        }
-        for (int i = lane; i < s.width; i += 32) {
-            float centred = widen(of[i]) - mean;
-            squares += centred * centred;
-        }
-        float scale = 1.0f / sqrtf(warp_sum(squares) / s.width + before.eps);
-        for (int i = lane; i < s.width; i += 32) {
-            float normed = (widen(of[i]) - mean) * scale * number_at(before.gain, before.kind, i);
-            if (before.shift) normed += number_at(before.shift, before.kind, i);
-            of[i] = narrow<REAL>(normed);
-        }
-    }
-    __syncthreads();
-}
-
-// sums[output][row] += the products of eight weights of two outputs.
-template <int ROWS> __device__ inline void multiply(
-        float (&sums)[2][ROWS], const float (&a)[8], const float (&b)[8], const REAL* xs, int first, int second, int room) {
+// sums[output][row] += N weights of two outputs times the N elements of each row of x they belong to: neighbours,
+// or two halves apart.
+template <bool TOGETHER, int ROWS, int N> __device__ inline void multiply(
+        float (&sums)[2][ROWS], const float (&a)[N], const float (&b)[N],
+        const REAL* first, const REAL* second, int room) {
 #pragma unroll
     for (int row = 0; row < ROWS; row++) {
-        float x[8];
-        if constexpr (Weights<PARAM>::TOGETHER) {
-            load<8>(x, xs + row * room + first);
+        float x[N];
+        if constexpr (TOGETHER) {
+            load<N>(x, first + row * room);
         } else {
-            float low[4], high[4];
-            load<4>(low, xs + row * room + first);
-            load<4>(high, xs + row * room + second);
+            float low[N / 2], high[N / 2];
+            load<N / 2>(low, first + row * room);
+            load<N / 2>(high, second + row * room);
 #pragma unroll
-            for (int i = 0; i < 4; i++) { x[i] = low[i]; x[i + 4] = high[i]; }
+            for (int i = 0; i < N / 2; i++) { x[i] = low[i]; x[i + N / 2] = high[i]; }
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < N; i++) {
             sums[0][row] = fmaf(a[i], x[i], sums[0][row]);
             sums[1][row] = fmaf(b[i], x[i], sums[1][row]);
         }
     }
 }
 
-// The products of two outputs with all rows, this lane's part of the width.
-template <int ROWS> __device__ inline void dot_two(
-        float (&sums)[2][ROWS], const unsigned char* one, const unsigned char* two, const REAL* xs, unsigned char* stage, Shapes s) {
-    typedef Weights<PARAM> W;
-    int lane = threadIdx.x & 31;
-    for (int start = 0; start < s.width; start += W::GROUP) {
-        int packs = min(W::GROUP, s.width - start) / 8;
-        long long offset = (long long)(start / W::BLOCK) * (long long)sizeof(PARAM);
-        if (W::STAGE) {
-            int bytes = packs / 4 * (int)sizeof(PARAM);
-            __syncwarp();
-            stage_bytes(stage, one + offset, bytes, lane);
-            stage_bytes(stage + W::STAGE, two + offset, bytes, lane);
-            __syncwarp();
+// How one warp goes over the width of a pair of outputs: it is `part` of `split`.
+struct Way { int part, split; bool wide; };
+
+// The products of two dense rows with all rows of x, this lane's part of the width: 16 bytes at a time,
+// two loads of each row under way together.
+template <int ROWS, class W> __device__ inline void dot_dense(
+        float (&sums)[2][ROWS], const W* one, const W* two, const REAL* xs, Way way, Shapes s) {
+    const int each = 16 / (int)sizeof(W), ahead = 2;
+    int stride = way.split * 32 * each;
+    for (int start = (way.part * 32 + (threadIdx.x & 31)) * each; start < s.width; start += ahead * stride) {
+        uint4 bits[ahead][2];
+#pragma unroll
+        for (int n = 0; n < ahead; n++) {
+            bool present = start + n * stride < s.width;
+            bits[n][0] = present ? *(const uint4*)(one + start + n * stride) : make_uint4(0, 0, 0, 0);
+            bits[n][1] = present ? *(const uint4*)(two + start + n * stride) : make_uint4(0, 0, 0, 0);
         }
-        for (int pack = lane; pack < packs; pack += 32) {
-            float a[8], b[8];
-            W::take(a, (const PARAM*)(one + offset), stage, pack, packs);
-            W::take(b, (const PARAM*)(two + offset), stage + W::STAGE, pack, packs);
-            multiply<ROWS>(sums, a, b, xs + start, W::first(pack), W::second(pack, packs), s.room);
+#pragma unroll
+        for (int n = 0; n < ahead; n++) {
+            int at = start + n * stride;
+            if (at >= s.width) break;
+            float a[each], b[each];
+            unpack<W>(a, bits[n][0]);
+            unpack<W>(b, bits[n][1]);
+            multiply<true>(sums, a, b, xs + at, xs, s.room);
         }
     }
 }
 
-// The same for dense rows whose width or address does not allow loads of eight.
-template <int ROWS, class W> __device__ inline void dot_two_singly(
-        float (&sums)[2][ROWS], const unsigned char* one, const unsigned char* two, const REAL* xs, Shapes s) {
-    for (int i = threadIdx.x & 31; i < s.width; i += 32) {
-        float a = widen(((const W*)one)[i]), b = widen(((const W*)two)[i]);
+// The same where width or address do not allow 16 bytes.
+template <int ROWS, class W> __device__ inline void dot_singly(
+        float (&sums)[2][ROWS], const W* one, const W* two, const REAL* xs, Way way, Shapes s) {
+    for (int i = way.part * 32 + (threadIdx.x & 31); i < s.width; i += way.split * 32) {
+        float a = widen(one[i]), b = widen(two[i]);
 #pragma unroll
         for (int row = 0; row < ROWS; row++) {
             float x = widen(xs[row * s.room + i]);
@@ -157,67 +97,157 @@ template <int ROWS, class W> __device__ inline void dot_two_singly(
     }
 }
 
-// Lane r finishes row r: bias, activation, residual.
-__device__ inline void finish(float one, float two, int row, int j, int other, REAL* out, Shapes s, After after) {
-    bool gated = after.activation >= SWIGLU;
-    int outs = gated ? s.outs / 2 : s.outs;
-    if (after.bias) {
-        one += number_at(after.bias, after.kind, j);
-        if (other < s.outs) two += number_at(after.bias, after.kind, other);
-    }
-    for (int k = 0; k < 2; k++) {
-        int to = k ? other : j;
-        if (k && (gated || other >= s.outs)) break;
-        float y = activate(k ? two : one, two, after.activation);
-        long long at = (long long)row * outs + to;
-        if (after.residual) y += widen(after.residual[at]);
-        out[at] = narrow<REAL>(y);
+// The same for rows of blocks, which a warp takes apart in its `stage` of shared memory.
+template <int ROWS, class B> __device__ inline void dot_blocks(
+        float (&sums)[2][ROWS], const B* one, const B* two, const REAL* xs, unsigned char* stage, Way way, Shapes s) {
+    int lane = threadIdx.x & 31;
+    for (int start = way.part * GROUP; start < s.width; start += way.split * GROUP) {
+        int packs = min(GROUP, s.width - start) / 8, bytes = packs / 4 * (int)sizeof(B);
+        __syncwarp();
+        stage_two<STAGE<B>>(
+            stage, (const unsigned char*)(one + start / 32), (const unsigned char*)(two + start / 32), bytes);
+        __syncwarp();
+        for (int pack = lane; pack < packs; pack += 32) {
+            float a[8], b[8];
+            Blocks<B>::take(a, stage, pack);
+            Blocks<B>::take(b, stage + STAGE<B>, pack);
+            const REAL *first = xs + start + Blocks<B>::first(pack), *second = xs + start + Blocks<B>::second(pack);
+            multiply<Blocks<B>::TOGETHER>(sums, a, b, first, second, s.room);
+        }
     }
 }
 
-template <int ROWS, class W> __device__ inline void all_outputs(
-        const REAL* xs, const unsigned char* weight, unsigned char* stage, REAL* out, long long pitch, Shapes s, After after, bool wide) {
-    bool gated = after.activation >= SWIGLU;
-    int lane = threadIdx.x & 31, pairs = (s.outs + 1) / 2;
-    for (int pair = blockIdx.x * WARPS + (threadIdx.x >> 5); pair < pairs; pair += gridDim.x * WARPS) {
-        int j = gated ? pair : 2 * pair, other = gated ? pair + s.outs / 2 : 2 * pair + 1;
-        const unsigned char* one = weight + j * pitch;
-        const unsigned char* two = other < s.outs ? weight + other * pitch : one;  // a last one alone
-        float sums[2][ROWS] = {};
-        if (wide) dot_two<ROWS>(sums, one, two, xs, stage, s);
-        else if constexpr (Weights<W>::STAGE == 0) dot_two_singly<ROWS, W>(sums, one, two, xs, s);
+// Where x, the weights and the results are, for one block.
+struct Places {
+    const REAL* xs;
+    const unsigned char* weight;
+    unsigned char* stage;
+    float* meeting;
+    REAL* out;
+    long long pitch;
+};
+
+// This warp's share of outputs j and other: lane r gets the sums of row r.
+template <int ROWS> __device__ inline void dot_two(float (&mine)[2], int j, int other, Places at, Way way, Shapes s) {
+    const PARAM* one = (const PARAM*)(at.weight + j * at.pitch);
+    const PARAM* two = other < s.outs ? (const PARAM*)(at.weight + other * at.pitch) : one;  // a last one alone
+    float sums[2][ROWS] = {};
+    if constexpr (STAGE<PARAM> > 0) dot_blocks<ROWS>(sums, one, two, at.xs, at.stage, way, s);
+    else if (way.wide) dot_dense<ROWS>(sums, one, two, at.xs, way, s);
+    else dot_singly<ROWS>(sums, one, two, at.xs, way, s);
+#pragma unroll
+    for (int row = 0; row < ROWS; row++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float sum = warp_sum(sums[k][row]);
+            if ((threadIdx.x & 31) == row) mine[k] = sum;
+        }
+}
+
+// Add up what the warps of a pair have, in their order; the first one gets it. Every other call uses the other
+// half of `meeting`, so that one barrier is enough.
+__device__ inline void meet(float (&mine)[2], float* meeting, Way way) {
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    meeting[warp * 64 + lane] = mine[0];
+    meeting[warp * 64 + 32 + lane] = mine[1];
+    __syncthreads();
+    if (way.part) return;
+    for (int w = warp + 1; w < warp + way.split; w++) {
+        mine[0] += meeting[w * 64 + lane];
+        mine[1] += meeting[w * 64 + 32 + lane];
+    }
+}
+
+// Finish output j of a row of `outs`: with the next one, or gated by its other half.
+__device__ inline void put_two(const float (&sums)[2], int row, int j, int outs, REAL* out, After after) {
+    REAL* to = out + (long long)row * outs + j;
+    float one = finished(sums[0], sums[1], row, j, outs, after);
+    if (gated(after.activation) || j + 1 == outs) {
+        *to = narrow<REAL>(one);
+        return;
+    }
+    float two = finished(sums[1], 0.0f, row, j + 1, outs, after);
+    if (outs % 2 == 0) {
+        store<2>(to, {one, two});
+    } else {
+        to[0] = narrow<REAL>(one);
+        to[1] = narrow<REAL>(two);
+    }
+}
+
+// Whether warps may share a pair: with blocks and many rows there are no registers left for it.
+template <int ROWS> constexpr bool SHARED = STAGE<PARAM> == 0 || ROWS <= 2;
+
+template <int ROWS> __device__ inline void all_outputs(Places at, Way way, Shapes s, After after) {
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    int warps = blockDim.x >> 5, at_once = warps / way.split, pairs = (s.outs + 1) / 2, turn = 0;
+    bool gate = gated(after.activation);
+    for (int first = blockIdx.x * at_once; first < pairs; first += gridDim.x * at_once, turn ^= 1) {
+        int pair = first + warp / way.split;
+        int j = gate ? pair : 2 * pair, other = gate ? pair + pairs : 2 * pair + 1;
         float mine[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int row = 0; row < ROWS; row++)
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-                float sum = warp_sum(sums[k][row]);
-                if (lane == row) mine[k] = sum;
-            }
-        if (lane < s.rows) finish(mine[0], mine[1], lane, j, other, out, s, after);
+        if (pair < pairs) dot_two<ROWS>(mine, j, other, at, way, s);
+        if (SHARED<ROWS> && way.split > 1) meet(mine, at.meeting + turn * warps * 64, way);
+        if (pair >= pairs || way.part || lane >= s.rows) continue;
+        put_two(mine, lane, j, gate ? pairs : s.outs, at.out, after);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) linear_decode(
+// Stage and normalize x; rows are rounded up to ROWS by zeros.
+__device__ inline void prepare(REAL* xs, const REAL* x, int padded, Shapes s, Before before) {
+    stage_rows(xs, x, s);
+    for (int i = s.rows * s.room + threadIdx.x; i < padded * s.room; i += blockDim.x) xs[i] = narrow<REAL>(0.0f);
+    if (padded > s.rows) __syncthreads();
+    if (before.norm) normalize_rows(xs, s, before);
+}
+
+// The stages of the warps lie behind the rows of x.
+__device__ inline Places places(
+        REAL* xs, const void* weight, int padded, float* meeting, REAL* out, long long pitch, Shapes s) {
+    unsigned char* stages = (unsigned char*)(xs + (long long)padded * s.room);
+    return {xs, (const unsigned char*)weight, stages + (threadIdx.x >> 5) * 2 * STAGE<PARAM>, meeting, out, pitch};
+}
+
+__device__ inline Way way_of(const void* weight, int width, long long pitch, int split) {
+    bool wide = width % 8 == 0 && pitch % 16 == 0 && aligned(weight, 16);
+    return {(int)(threadIdx.x >> 5) % split, split, wide};
+}
+
+// One or two rows.
+extern "C" __global__ void __launch_bounds__(256, FEW_BLOCKS) linear_decode(
         const REAL* __restrict__ x, const void* __restrict__ weight, const void* __restrict__ bias,
         const REAL* __restrict__ residual, REAL* __restrict__ out, const void* __restrict__ gain,
         const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
-        int norm, int norm_kind, int bias_kind, int activation) {
+        int split, int norm, int norm_kind, int bias_kind, int activation) {
     extern __shared__ unsigned char memory[];
+    __shared__ float meeting[2 * 8 * 64];
     Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
-    int padded = rows <= 2 ? rows : rows <= 4 ? 4 : rows <= 8 ? 8 : 16;
+    int padded = rows;
     REAL* xs = (REAL*)memory;
-    unsigned char* stage = memory + (long long)padded * s.room * sizeof(REAL) + (threadIdx.x >> 5) * 2 * Weights<PARAM>::STAGE;
-    stage_rows(xs, x, s);
-    for (int i = rows * s.room + threadIdx.x; i < padded * s.room; i += blockDim.x) xs[i] = narrow<REAL>(0.0f);
-    if (padded > rows) __syncthreads();
-    if (norm) normalize_rows(xs, s, {gain, shift, norm, norm_kind, eps});
-    bool wide = Weights<PARAM>::STAGE || (width % 8 == 0 && aligned(weight, 16) && pitch % 16 == 0);
-    const unsigned char* w = (const unsigned char*)weight;
+    prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
+    Places at = places(xs, weight, padded, meeting, out, pitch, s);
+    Way way = way_of(weight, width, pitch, split);
     After after = {bias, residual, bias_kind, activation};
-    if (padded == 1) all_outputs<1, PARAM>(xs, w, stage, out, pitch, s, after, wide);
-    else if (padded == 2) all_outputs<2, PARAM>(xs, w, stage, out, pitch, s, after, wide);
-    else if (padded == 4) all_outputs<4, PARAM>(xs, w, stage, out, pitch, s, after, wide);
-    else if (padded == 8) all_outputs<8, PARAM>(xs, w, stage, out, pitch, s, after, wide);
-    else all_outputs<16, PARAM>(xs, w, stage, out, pitch, s, after, wide);
+    if (rows == 1) all_outputs<1>(at, way, s, after);
+    else all_outputs<2>(at, way, s, after);
+}
+
+// Three to sixteen rows. Eight warps, or sixteen where there is work for so many: x is in each processor once.
+extern "C" __global__ void __launch_bounds__(512, 1) linear_decode_many(
+        const REAL* __restrict__ x, const void* __restrict__ weight, const void* __restrict__ bias,
+        const REAL* __restrict__ residual, REAL* __restrict__ out, const void* __restrict__ gain,
+        const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
+        int split, int norm, int norm_kind, int bias_kind, int activation) {
+    extern __shared__ unsigned char memory[];
+    __shared__ float meeting[2 * 16 * 64];
+    Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
+    int padded = rows <= 4 ? 4 : rows <= 8 ? 8 : 16;
+    REAL* xs = (REAL*)memory;
+    prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
+    Places at = places(xs, weight, padded, meeting, out, pitch, s);
+    Way way = way_of(weight, width, pitch, split);
+    After after = {bias, residual, bias_kind, activation};
+    if (padded == 4) all_outputs<4>(at, way, s, after);
+    else if (padded == 8) all_outputs<8>(at, way, s, after);
+    else all_outputs<16>(at, way, s, after);
 }

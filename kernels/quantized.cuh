@@ -1,8 +1,8 @@
-// Weights as they lie in memory, eight at a time: dense ones, and GGUF's blocks of 32.
+// Weights as they lie in memory: 16 bytes of dense ones, and GGUF's blocks of 32.
 //
 // A block is a scale (and a minimum) in half precision and 32 integers of 8 or 4 bits, 34, 18 or 20 bytes: no
 // lane can load its part of one in a single aligned access. So a warp copies a group of 32 blocks, which lie
-// one after the other, to shared memory word by word, and takes them apart there.
+// one after the other, to shared memory word by word, and takes them apart there, four lanes to a block.
 #pragma once
 #include "memory.cuh"
 
@@ -10,39 +10,21 @@ struct q8_0 { half scale; signed char values[32]; };
 struct q4_0 { half scale; unsigned char pairs[16]; };           // byte i: elements i and i + 16, less 8
 struct q4_1 { half scale, minimum; unsigned char pairs[16]; };  // the same, plus a minimum
 
-// GROUP: elements that a warp takes at a time; STAGE: bytes of shared memory for one row's group.
-template <class W> struct Weights {
-    static const int GROUP = 256, STAGE = 0, BLOCK = 1;
+#define GROUP 1024  // elements of a row that a warp stages at a time
 
-    static const bool TOGETHER = true;  // whether eight weights meet eight neighbours
+// Bytes of shared memory for one row's group.
+template <class W> constexpr int STAGE = 0;
+template <> constexpr int STAGE<q8_0> = GROUP / 32 * (int)sizeof(q8_0);
+template <> constexpr int STAGE<q4_0> = GROUP / 32 * (int)sizeof(q4_0);
+template <> constexpr int STAGE<q4_1> = GROUP / 32 * (int)sizeof(q4_1);
 
-    // The eight weights of `pack` out of `packs`, and the places of the two times four elements they meet.
-    __device__ static void take(float (&w)[8], const W* row, const unsigned char*, int pack, int) { load<8>(w, row + 8 * pack); }
-    __device__ static int first(int pack) { return 8 * pack; }
-    __device__ static int second(int pack, int) { return 8 * pack + 4; }
-};
-
-// Four floats are 16 bytes: a lane takes four of each half of the group, so that a warp's load has no gaps.
-template <> struct Weights<float> {
-    static const int GROUP = 256, STAGE = 0, BLOCK = 1;
-    static const bool TOGETHER = false;
-
-    __device__ static void take(float (&w)[8], const float* row, const unsigned char*, int pack, int packs) {
-        float low[4], high[4];
-        load<4>(low, row + first(pack));
-        load<4>(high, row + second(pack, packs));
+// The dense weights in 16 bytes, widened.
+template <class W, int N> __device__ inline void unpack(float (&w)[N], uint4 bits) {
+    W elements[N];
+    memcpy(elements, &bits, 16);
 #pragma unroll
-        for (int i = 0; i < 4; i++) { w[i] = low[i]; w[i + 4] = high[i]; }
-    }
-    __device__ static int first(int pack) { return 4 * pack; }
-    __device__ static int second(int pack, int packs) { return 4 * (pack + packs); }
-};
-
-// What all kinds of blocks share: 32 of them to a group, four lanes to a block.
-template <class B> struct Blocks {
-    static const int GROUP = 1024, STAGE = 32 * (int)sizeof(B), BLOCK = 32;
-    static const bool TOGETHER = false;
-};
+    for (int i = 0; i < N; i++) w[i] = widen(elements[i]);
+}
 
 __device__ inline float half_at(const unsigned char* p) {
     half h;
@@ -50,8 +32,14 @@ __device__ inline float half_at(const unsigned char* p) {
     return widen(h);
 }
 
-template <> struct Weights<q8_0> : Blocks<q8_0> {
-    __device__ static void take(float (&w)[8], const q8_0*, const unsigned char* stage, int pack, int) {
+// take: the eight weights of pack `pack` (a quarter of a block) out of a stage; they belong to the four elements
+// of x from `first` on and the four from `second` on, TOGETHER if those are eight neighbours.
+template <class B> struct Blocks;
+
+template <> struct Blocks<q8_0> {
+    static const bool TOGETHER = true;
+
+    __device__ static void take(float (&w)[8], const unsigned char* stage, int pack) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q8_0);
         float scale = half_at(block);
         const unsigned short* pairs = (const unsigned short*)(block + 2 + 8 * (pack & 3));
@@ -62,11 +50,13 @@ template <> struct Weights<q8_0> : Blocks<q8_0> {
         }
     }
     __device__ static int first(int pack) { return 8 * pack; }
-    __device__ static int second(int pack, int) { return 8 * pack + 4; }
+    __device__ static int second(int pack) { return 8 * pack + 4; }
 };
 
-// Four bytes hold elements 4 p .. 4 p + 3 in their low halves and 16 more in their high ones.
-template <class B> struct Nibbles : Blocks<B> {
+// Four bytes hold elements 4 p .. 4 p + 3 of a block in their low halves and 16 more in their high ones.
+struct Nibbles {
+    static const bool TOGETHER = false;
+
     __device__ static void take(float (&w)[8], const unsigned char* bytes, float scale, float offset) {
         const unsigned short* pairs = (const unsigned short*)bytes;
 #pragma unroll
@@ -79,31 +69,52 @@ template <class B> struct Nibbles : Blocks<B> {
             }
     }
     __device__ static int first(int pack) { return (pack >> 2) * 32 + 4 * (pack & 3); }
-    __device__ static int second(int pack, int) { return first(pack) + 16; }
+    __device__ static int second(int pack) { return first(pack) + 16; }
 };
 
-template <> struct Weights<q4_0> : Nibbles<q4_0> {
-    __device__ static void take(float (&w)[8], const q4_0*, const unsigned char* stage, int pack, int) {
+template <> struct Blocks<q4_0> : Nibbles {
+    __device__ static void take(float (&w)[8], const unsigned char* stage, int pack) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q4_0);
         float scale = half_at(block);
-        Nibbles<q4_0>::take(w, block + 2 + 4 * (pack & 3), scale, -8.0f * scale);
+        Nibbles::take(w, block + 2 + 4 * (pack & 3), scale, -8.0f * scale);
     }
 };
 
-template <> struct Weights<q4_1> : Nibbles<q4_1> {
-    __device__ static void take(float (&w)[8], const q4_1*, const unsigned char* stage, int pack, int) {
+template <> struct Blocks<q4_1> : Nibbles {
+    __device__ static void take(float (&w)[8], const unsigned char* stage, int pack) {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q4_1);
-        Nibbles<q4_1>::take(w, block + 4 + 4 * (pack & 3), half_at(block), half_at(block + 2));
+        Nibbles::take(w, block + 4 + 4 * (pack & 3), half_at(block), half_at(block + 2));
     }
 };
 
-// A warp copies `bytes` bytes of a row to shared memory, in the widest words that both ends allow.
-__device__ inline void stage_bytes(unsigned char* to, const unsigned char* from, int bytes, int lane) {
-    if (aligned(from, 16) && bytes % 16 == 0) {
-        for (int i = lane; i < bytes / 16; i += 32) ((uint4*)to)[i] = ((const uint4*)from)[i];
-    } else if (aligned(from, 4) && bytes % 4 == 0) {
-        for (int i = lane; i < bytes / 4; i += 32) ((unsigned*)to)[i] = ((const unsigned*)from)[i];
-    } else {
-        for (int i = lane; i < bytes / 2; i += 32) ((unsigned short*)to)[i] = ((const unsigned short*)from)[i];
+// A warp copies `bytes` bytes of each of two rows to their stages, loads ahead of the
+// stores: else every load would wait for the one before.
+template <class W, int MOST> __device__ inline void stage_words(
+        unsigned char* to, const unsigned char* one, const unsigned char* two, int bytes) {
+    const int held = 2;  // as many as registers are left for
+    int count = bytes / (int)sizeof(W);
+#pragma unroll 1
+    for (int start = threadIdx.x & 31; start < count; start += 32 * held) {
+        W words[2][held];
+#pragma unroll
+        for (int n = 0; n < held; n++)
+            if (start + 32 * n < count) {
+                words[0][n] = ((const W*)one)[start + 32 * n];
+                words[1][n] = ((const W*)two)[start + 32 * n];
+            }
+#pragma unroll
+        for (int n = 0; n < held; n++)
+            if (start + 32 * n < count) {
+                ((W*)to)[start + 32 * n] = words[0][n];
+                ((W*)(to + MOST))[start + 32 * n] = words[1][n];
+            }
     }
+}
+
+// The same in the widest words that the addresses, which are even, and the count allow.
+template <int MOST> __device__ inline void stage_two(
+        unsigned char* to, const unsigned char* one, const unsigned char* two, int bytes) {
+    if (aligned(one, 16) && aligned(two, 16) && bytes % 16 == 0) stage_words<uint4, MOST>(to, one, two, bytes);
+    else if (aligned(one, 4) && aligned(two, 4) && bytes % 4 == 0) stage_words<unsigned, MOST>(to, one, two, bytes);
+    else stage_words<unsigned short, MOST>(to, one, two, bytes);
 }

@@ -23,6 +23,7 @@ from case_specs import (
 )  # fmt: skip
 from embedding_cases import EMBEDDING
 from flash_cases import FLASH
+from linear_cases import LINEAR
 from loss_cases import LOSS
 from norm_cases import NORM
 from optimizer_cases import OPTIMIZER, OPTIMIZER_KERNELS
@@ -239,5 +240,5 @@ CASES: list[Case] = [
 # What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
 # gradients; makers are compared with their references on them too.
 KERNEL_CASES: list[Case] = [
-    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *FLASH, *LOSS, *NORM, *OPTIMIZER_KERNELS, *SAMPLING,
+    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *FLASH, *LINEAR, *LOSS, *NORM, *OPTIMIZER_KERNELS, *SAMPLING,
 ]  # fmt: skip

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from running_ops import UNIT_ROUNDOFF, error, size
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, emulated
 from tinytorch_gpu.checkpoint.quantization import FORMATS
 from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.cuda import linear as cuda_linear
 from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
 
 NORMS = {
@@ -35,7 +36,8 @@ def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
     ("rows", "width", "outs", "activation"),
     [
         (1, 32, 3, None), (1, 576, 33, None), (2, 64, 6, "swiglu"), (3, 1088, 5, "relu"),
-        (5, 96, 40, "geglu"), (16, 160, 8, None), (1, 2048, 18, "swiglu"),
+        (5, 96, 40, "geglu"), (16, 160, 8, None), (1, 2048, 18, "swiglu"), (2, 4096, 5, None),
+        (7, 1056, 300, "silu"),
     ],
 )  # fmt: skip
 def test_quantized_weights(
@@ -70,7 +72,7 @@ def test_quantized_weights(
 @pytest.mark.parametrize(("dtype", "storage"), [("float32", "float32"), ("float16", "float16"),
                                                 ("bfloat16", "bfloat16"), ("float32", "float16")])  # fmt: skip
 @pytest.mark.parametrize(
-    ("rows", "width", "outs"), [(1, 7, 3), (2, 40, 5), (9, 264, 17), (16, 96, 2)]
+    ("rows", "width", "outs"), [(1, 7, 3), (2, 40, 5), (4, 32, 33), (9, 264, 17), (16, 96, 2)]
 )
 def test_a_norm_in_front(
     gpu: str, kind: str, dtype: str, storage: str, rows: int, width: int, outs: int
@@ -102,6 +104,120 @@ def test_a_norm_in_front(
     )
     allowed = 2 * error(rounded, truth) + 8 * UNIT_ROUNDOFF[dtype] * size(truth)
     assert error(made.get(), truth) <= allowed
+
+
+def _moved(place: Any, x: Any, by: int) -> Any:
+    """``x`` on the device, ``by`` elements after an address that suits any access."""
+    flat = np.concatenate([np.zeros(by, x.dtype), x.ravel()])
+    return place.asarray(flat)[by:].reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 4, 13])
+def test_arrays_at_any_address(gpu: str, dtype: str, rows: int) -> None:
+    """Rows that 16-byte loads cannot start at, and parameters that do not lie side by side."""
+    place, random = backend.device(gpu), np.random.default_rng(3)
+    x, weight, bias = (
+        random.standard_normal(shape).astype(backend.dtype(dtype))
+        for shape in ((rows, 48), (21, 48), (42,))
+    )
+    bias = bias[::2]
+    given = [a.astype(np.float64) for a in (x, weight, bias)]
+    truth, rounded = (OPS["linear"].reference(*a)[0] for a in (given, (x, weight, bias)))
+    allowed = 2 * error(rounded, truth) + 8 * UNIT_ROUNDOFF[dtype] * size(truth)
+    shifted = place.asarray(np.repeat(bias, 2))[::2]
+    for by_x, by_weight in ((1, 0), (0, 1), (3, 5)):
+        made = decode_linear(_moved(place, x, by_x), _moved(place, weight, by_weight), shifted)
+        assert error(made.get(), truth) <= allowed
+
+
+@pytest.mark.parametrize("by", [1, 2, 4])
+def test_blocks_at_any_address(gpu: str, by: int) -> None:
+    place, raw = backend.device(gpu), blocks("q4_0", 9, 64)
+    x = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
+    made = quantized_linear(place.asarray(x), _moved(place, raw, by), "q4_0")
+    same = quantized_linear(place.asarray(x), place.asarray(raw), "q4_0")
+    np.testing.assert_array_equal(made.get(), same.get())
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_a_norm_in_front_of_blocks(gpu: str, quantization: str, rows: int) -> None:
+    place, random = backend.device(gpu), np.random.default_rng(5)
+    raw = blocks(quantization, 12, 96)
+    weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
+    x, gain = (random.standard_normal(s).astype(np.float32) for s in ((rows, 96), (96,)))
+    wide = [a.astype(np.float64) for a in (x, gain, weight.reshape(12, 96))]
+    normed = NORMS["rms"](wide[0], wide[1], None, 1e-5)
+    truth = OPS["linear"].reference(normed, wide[2], activation="swiglu")[0]
+    made = quantized_linear(
+        place.asarray(x), place.asarray(raw), quantization, activation="swiglu",
+        norm=("rms", place.asarray(gain), None, 1e-5),
+    ).get()  # fmt: skip
+    scale = size(np.abs(normed) @ np.abs(wide[2]).T)
+    assert error(made, truth) <= 8 * UNIT_ROUNDOFF["float32"] * scale * max(1.0, scale)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_no_outputs(gpu: str, rows: int) -> None:
+    place, maker = backend.device(gpu), OPS["linear"].makers["cuda"]
+    x, weight = place.zeros((rows, 8)), place.zeros((0, 8))
+    made, residuals = maker.forward(x, weight)
+    assert made.shape == (rows, 0)
+    dx, dweight, _, _ = maker.backward(residuals, made)
+    assert dweight.shape == (0, 8)
+    np.testing.assert_array_equal(dx.get(), np.zeros((rows, 8)))
+
+
+@pytest.mark.parametrize("split", [1, 2, 4, 8])
+def test_warps_that_share_outputs(monkeypatch: pytest.MonkeyPatch, split: int) -> None:
+    """Every way of sharing a pair of outputs gives its sums, whatever the number of pairs."""
+    place, random = _emulated(), np.random.default_rng(6)
+    monkeypatch.setattr(cuda_linear, "_split", lambda *_: split)
+    for rows, width, outs, activation in (
+        (1, 600, 37, None),
+        (2, 77, 6, "geglu"),
+        (6, 72, 70, "silu"),
+    ):
+        x, weight = (
+            random.standard_normal(s).astype(np.float32) for s in ((rows, width), (outs, width))
+        )
+        wide = [a.astype(np.float64) for a in (x, weight)]
+        truth = OPS["linear"].reference(*wide, activation=activation)[0]
+        with emulated.using(seed=split):
+            made = decode_linear(place.asarray(x), place.asarray(weight), activation=activation)
+        scale = size(np.abs(wide[0]) @ np.abs(wide[1]).T)
+        scale *= scale if activation == "geglu" else 1
+        assert error(made.get(), truth) <= 8 * UNIT_ROUNDOFF["float32"] * scale
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "kernel"),
+    [
+        (75, "float16", "linear_decode_tensor"), (75, "bfloat16", "linear_decode_many"),
+        (80, "float16", "linear_decode_tensor"), (80, "bfloat16", "linear_decode_tensor"),
+        (90, "float32", "linear_decode_many"),
+    ],
+)  # fmt: skip
+def test_tensor_cores_are_used_where_there_are_some(
+    capability: int, dtype: str, kernel: str
+) -> None:
+    place, random = _emulated(), np.random.default_rng(7)
+    x, weight = (
+        random.standard_normal(s).astype(backend.dtype(dtype)) for s in ((11, 136), (50, 136))
+    )
+    truth = OPS["linear"].reference(x.astype(np.float64), weight.astype(np.float64))[0]
+    with emulated.using(compute_capability=capability), emulated.recorded() as launches:
+        made = decode_linear(place.asarray(x), place.asarray(weight))
+    assert [launch.kernel for launch in launches] == [kernel]
+    assert error(made.get(), truth) <= 8 * UNIT_ROUNDOFF[dtype] * size(truth)
+
+
+def _emulated() -> Any:
+    try:
+        return backend.device("emulated")
+    except backend.DeviceError as error:
+        pytest.skip(str(error))
 
 
 def test_wrong_shapes_are_refused(gpu: str) -> None:

@@ -13,7 +13,17 @@ from ..backend import DEVICES, dtype_name, kind, namespace, narrow
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from .activation import back, column_sums, finish
-from .launch import ELEMENTS, Source, element, empty, is_element, packed, processors, shared_limit
+from .launch import (
+    ELEMENTS,
+    Source,
+    compute_capability,
+    element,
+    empty,
+    is_element,
+    packed,
+    processors,
+    shared_limit,
+)
 
 QUANTIZED = {"q8_0": 34, "q4_0": 18, "q4_1": 20}  # bytes of a block of 32
 SOURCE = Source(
@@ -22,14 +32,19 @@ SOURCE = Source(
     REAL=ELEMENTS.values(),
     PARAM=(*ELEMENTS.values(), *QUANTIZED),
 )
-_decode = SOURCE.kernel("linear_decode")
-MOST_ROWS, WARPS = 16, 8
+TENSOR = Source("linear_tensor.cu", REAL=("half", "bfloat16"))
+# Up to two rows, up to sixteen, and the latter on the tensor cores.
+_few, _many = SOURCE.kernel("linear_decode"), SOURCE.kernel("linear_decode_many")
+_tensor = TENSOR.kernel("linear_decode_tensor")
+FEW_ROWS, MOST_ROWS, WARPS = 2, 16, 8
 _ACTIVATIONS = {
     None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 5, "geglu": 6,
 }  # fmt: skip
-_NORMS = {"layer": 1, "rms": 2}
+_GATED = ("swiglu", "geglu")
+_NORMS = {None: 0, "layer": 1, "rms": 2}
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
-_STAGE = 2 * WARPS * 32  # bytes of shared memory per byte of a block
+# Bytes of shared memory: for the tensor cores' sums of 8 rows, and static ones.
+_SUMS, _STATIC = WARPS * 8 * 20 * 4, 2 * 2 * WARPS * 64 * 4
 
 
 def decode_linear(
@@ -38,12 +53,12 @@ def decode_linear(
 ) -> Any:  # fmt: skip
     """``activation(norm(x) @ weight.T + bias) + residual`` for up to 16 rows, in one launch.
 
-    ``x`` (..., in), ``weight`` (out, in) by rows, dense; ``norm`` is ("layer" or "rms", gain, shift or
-    None, eps). The caller has asked ``can_decode``.
+    ``x`` (..., in), ``weight`` (out, in) by rows, dense; ``norm`` is ("layer" or "rms", gain, shift of
+    the same dtype or None, eps). The caller has asked ``can_decode``.
     """
     pitch = weight.shape[1] * weight.itemsize
     return _launch(
-        x, weight, element(weight), weight.shape[0], pitch, bias, residual, activation, norm
+        x, packed(weight), element(weight), weight.shape[0], pitch, bias, residual, activation, norm
     )
 
 
@@ -66,6 +81,9 @@ def quantized_linear(
         )
     if math.prod(x.shape[:-1]) > MOST_ROWS or not _fits(x, quantization):
         raise ValueError(f"a quantized product takes up to {MOST_ROWS} rows, not {x.shape}")
+    blocks = packed(blocks)
+    if blocks.data.ptr % 2:  # the kernel reads two bytes at a time
+        blocks = blocks.astype("uint8")
     return _launch(
         x, blocks, quantization, blocks.shape[0], blocks.shape[1], bias, residual, activation, norm
     )  # fmt: skip
@@ -75,36 +93,102 @@ def _launch(
     x: Any, weight: Any, param: str, outs: int, pitch: int, bias: Any, residual: Any,
     activation: str | None, norm: Any,
 ) -> Any:  # fmt: skip
-    width = x.shape[-1]
-    made = outs // 2 if activation in ("swiglu", "geglu") else outs
+    made = outs // 2 if activation in _GATED else outs
     out = empty(x, (*x.shape[:-1], made))
-    rows = math.prod(x.shape[:-1])
     if not out.size:
         return out
+    rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     kind_of_norm, gain, shift, eps = norm or (None, None, None, 0.0)
-    warps = -(-outs // 2)
-    blocks = min(-(-warps // WARPS), 2 * processors(x))
-    _decode(
-        blocks, 32 * WARPS, packed(x), packed(weight), bias, packed(residual), out, gain, shift, eps,
-        rows, width, outs, pitch, _NORMS.get(kind_of_norm or "", 0), _kind(gain), _kind(bias),
-        _ACTIVATIONS[activation], shared=_shared(x, rows, param), REAL=element(x), PARAM=param,
+    gain, shift, bias = packed(gain), packed(shift), packed(bias)
+    arrays = (packed(x), weight, bias, packed(residual), out, gain, shift, eps)
+    last = (_NORMS[kind_of_norm], _kind(gain), _kind(bias), _ACTIVATIONS[activation])
+    x_bytes = _x_bytes(x, rows)
+    if _by_tensor_cores(x, rows, weight, param):
+        shared = x_bytes + _SUMS * -(-rows // 8)
+        tiles = -(-made // (8 if activation in _GATED else 16))
+        blocks = min(tiles, _resident(x, 2, shared))
+        sizes = (rows, width, outs, _tensor_room(width))
+        _tensor(blocks, 32 * WARPS, *arrays, *sizes, *last, shared=shared, REAL=param)
+        return out
+    pairs, few = -(-outs // 2), rows <= FEW_ROWS
+    busy = not few and pairs >= 2 * WARPS * processors(x)
+    warps = 2 * WARPS if busy else WARPS
+    shared = x_bytes + _stage_bytes(param, warps)
+    resident = _resident(x, _most_blocks(param, few, warps), shared)
+    split = _split(pairs, resident * warps, _steps(param, few, width))
+    blocks, kernel = min(-(-pairs * split // warps), resident), _few if few else _many
+    kernel(
+        blocks, 32 * warps, *arrays, rows, width, outs, pitch, split, *last,
+        shared=shared, REAL=element(x), PARAM=param,
     )  # fmt: skip
     return out
+
+
+def _most_blocks(param: str, few: bool, warps: int) -> int:
+    """How many blocks of a kernel the registers of a processor are enough for."""
+    if few:
+        return 3 if param in QUANTIZED else 4
+    return 2 * WARPS // warps
+
+
+def _steps(param: str, few: bool, width: int) -> int:
+    """How many warps could share a pair of outputs. Of blocks and many rows none: no registers are left."""
+    if param in QUANTIZED:
+        return width // 1024 if few else 1
+    return width // (128 if param == "float" else 256)
+
+
+def _resident(x: Any, most: int, shared: int) -> int:
+    """How many blocks the device holds at once: ``most`` a processor, or what shared memory allows."""
+    return processors(x) * max(1, min(most, shared_limit(x) // (shared + _STATIC)))
 
 
 def _kind(x: Any) -> int:
     return 0 if x is None else _KINDS[dtype_name(x.dtype)]
 
 
-def _shared(x: Any, rows: int, param: str) -> int:
-    """Bytes of shared memory: x, its rows rounded up as the kernel takes them, and the stages."""
+def _split(pairs: int, warps: int, steps: int) -> int:
+    """How many warps share the ``steps`` of a pair of outputs: as many as the device's ``warps``
+    allow at once, and have a step each."""
+    split = 1
+    while split < WARPS and 2 * split <= steps and 2 * split * pairs <= warps:
+        split *= 2
+    return split
+
+
+def _by_tensor_cores(x: Any, rows: int, weight: Any, param: str) -> bool:
+    """Whether a product is wholly in 16 bits, of rows of whole 16 bytes, and for more than two."""
+    real = element(x)
+    return (
+        rows > FEW_ROWS
+        and param == real != "float"
+        and x.shape[-1] % 8 == 0
+        and weight.data.ptr % 16 == 0
+        and (real == "half" or compute_capability(x) >= 80)
+    )
+
+
+def _tensor_room(width: int) -> int:
+    """Elements from one row of x to the next in shared memory: 64 bytes past a multiple of 128."""
+    return -(-(width - 32) // 64) * 64 + 32 if width > 32 else 32
+
+
+def _x_bytes(x: Any, rows: int) -> int:
+    """Bytes of shared memory for x: its rows rounded up as the kernels take them, and kept apart."""
     padded = next(n for n in (1, 2, 4, 8, 16) if n >= rows)
-    room = -(-x.shape[-1] // 8) * 8
-    return padded * room * x.itemsize + _STAGE * QUANTIZED.get(param, 0)
+    return padded * _tensor_room(x.shape[-1]) * x.itemsize
+
+
+def _stage_bytes(param: str, warps: int) -> int:
+    """Bytes of shared memory in which warps take apart 32 blocks of two rows each."""
+    return 2 * 32 * warps * QUANTIZED.get(param, 0)
 
 
 def _fits(x: Any, param: str) -> bool:
-    return _shared(x, max(1, math.prod(x.shape[:-1])), param) <= shared_limit(x)
+    """Whether the largest block that may be asked for has room for x."""
+    rows = max(1, math.prod(x.shape[:-1]))
+    most = max(2 * _SUMS, _stage_bytes(param, 2 * WARPS))
+    return _x_bytes(x, rows) + most + _STATIC <= shared_limit(x)
 
 
 def can_decode(x: Any, weight: Any, bias: Any, residual: Any) -> bool:
@@ -129,6 +213,8 @@ def after_norm(name: str, normed: Any, options: Any, arrays: Any) -> Callable[..
     weight, bias, residual = (*arrays, None, None)[1:4]
     if not _accepts(x, weight, bias, residual) or not can_decode(x, weight, bias, residual):
         return None
+    if not is_element(gain, *shift) or any(s is not None and s.dtype != gain.dtype for s in shift):
+        return None
     norm = (name.removesuffix("_norm"), gain, shift[0] if shift else None, options["eps"])
 
     def forward(_: Any, weight: Any, bias: Any = None, residual: Any = None, **more: Any) -> Any:
@@ -145,15 +231,19 @@ def _forward(
     if can_decode(x, weight, bias, residual) and not (recorded and activation):
         out = decode_linear(x, weight, bias, residual, activation=activation)
         return out, (x, weight, bias_dtype, None, residual)
-    rows = x.reshape(-1, x.shape[-1])
-    inner = _product(rows, weight.T, x.dtype)
+    inner = _product(_as_rows(x), weight.T, x.dtype)
     keep = recorded and activation is not None
     out, saved = inner, None
     if bias is not None or activation is not None or residual is not None:
-        flat = None if residual is None else packed(residual).reshape(inner.shape[0], -1)
+        flat = None if residual is None else _as_rows(packed(residual))
         out = finish(inner, bias, flat, activation, x.dtype, keep_inner=keep)
-        saved = inner.reshape(*x.shape[:-1], -1) if keep else None
+        saved = inner.reshape(*x.shape[:-1], inner.shape[-1]) if keep else None
     return out.reshape(*x.shape[:-1], out.shape[-1]), (x, weight, bias_dtype, saved, residual)
+
+
+def _as_rows(x: Any) -> Any:
+    """x (..., C) as (N, C)."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _product(a: Any, b: Any, dtype: Any) -> Any:
@@ -164,10 +254,10 @@ def _product(a: Any, b: Any, dtype: Any) -> Any:
 
 def _backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
     x, weight, bias_dtype, saved, residual = residuals
-    dy = packed(dout).reshape(-1, dout.shape[-1])
+    dy = _as_rows(packed(dout))
     if activation is not None:
-        dy = back(saved.reshape(dy.shape[0], -1), dy, activation)
-    rows = x.reshape(-1, x.shape[-1])
+        dy = back(_as_rows(saved), dy, activation)
+    rows = _as_rows(x)
     dx = _product(dy, weight, x.dtype).reshape(x.shape)
     dweight = _product(dy.T, rows, x.dtype)
     dbias = None if bias_dtype is None else narrow(column_sums(packed(dy)), bias_dtype)
