@@ -10,6 +10,7 @@ EQUIVALENT with the reason.
 """
 
 import argparse
+import datetime
 import os
 import random
 import re
@@ -53,6 +54,8 @@ RULES: list[tuple[str, str, str]] = [
     ("skip the scale", r" \* scale\b", ""),
     ("maximum becomes minimum", r"fmaxf\(", "fminf("),
 ]  # fmt: skip
+# Files with makers that test_cuda_fused.py runs beside the operations.
+FUSED = ("loss.cu", "embedding.cu", "optimizer.cu", "sampling.cu")
 # Mutants that no test can catch: a part of the changed line, and why.
 EQUIVALENT: list[tuple[str, str]] = []
 
@@ -100,44 +103,44 @@ def includers(file: str) -> list[str]:
     return sorted({cu for name in direct for cu in includers(name)})
 
 
-def tests_of(file: str) -> list[str]:
-    """The pytest arguments that run what a file is part of: its operations, fastest first."""
-    sys.path.insert(0, str(TESTS))
+def operations(files: list[str]) -> set[str]:
+    """The operations whose kernels are in one of ``files``."""
     from tinytorch_gpu import backend
     from tinytorch_gpu.core.op import OPS
     from tinytorch_gpu.cuda.launch import Source
 
     backend.load_makers("emulated")
-    wanted, names, extra = includers(file), set(), set()
+    names = set()
     for name, op in OPS.items():
         maker = op.makers.get("cuda")
-        module = sys.modules[maker.forward.__module__] if maker else None
-        sources = (
-            {v.file for v in vars(module).values() if isinstance(v, Source)} if module else set()
-        )
-        if sources & set(wanted) or (
-            module and f"{module.__name__.rpartition('.')[2]}.cu" in wanted
-        ):
+        if maker is None:
+            continue
+        module = sys.modules[maker.forward.__module__]
+        of = {v.file for v in vars(module).values() if isinstance(v, Source)}
+        if of & set(files) or f"{module.__name__.rpartition('.')[2]}.cu" in files:
             names.add(name)
-    for cu in wanted:
-        stem = cu.removesuffix(".cu")
-        extra |= {str(p) for p in TESTS.glob(f"test_cuda_{stem}*.py")}
-    chosen = " or ".join(f'"does_what_its_reference_does[{name}:"' for name in sorted(names))
-    first = [str(TESTS / "test_op_makers_emulated.py")] if names else []
-    return [*first, *sorted(extra), *(["-k", _keywords(names, extra)] if chosen else [])]
+    return names
 
 
-def _keywords(names: set[str], extra: set[str]) -> str:
-    """pytest's -k takes words: the names of the operations, or anything in the extra files."""
-    ours = " or ".join(sorted(names))
-    files = " or ".join(Path(f).stem for f in sorted(extra))
-    return f"(test_op_makers_emulated and does_what and ({ours}))" + (
-        f" or {files}" if files else ""
-    )
+def stages_of(file: str) -> list[list[str]]:
+    """The arguments of one pytest run after another: first the few variants in float32, which catch
+    most, then all that runs what the file is part of."""
+    wanted = includers(file)
+    ours = " or ".join(sorted(operations(wanted)))
+    extra = sorted(str(p) for cu in wanted for p in TESTS.glob(f"test_cuda_{Path(cu).stem}*.py"))
+    if any(cu in FUSED for cu in wanted):
+        extra.append(str(TESTS / "test_cuda_fused.py"))
+    if not ours:
+        return [extra] if extra else []
+    table, odd = str(TESTS / "test_op_makers_emulated.py"), str(TESTS / "test_misaligned.py")
+    same = f"does_what_its_reference and ({ours})"
+    first = [table, "-k", f"{same} and float32 and not float16"]
+    rest = [table, odd, "-k", f"({same}) or (odd_address and ({ours}))"]
+    return [first, rest, *([extra] if extra else [])]
 
 
-def caught(mutant: Mutant, arguments: list[str], limit: float, cache: str) -> tuple[bool, float]:
-    """Whether the tests fail with this mutant (a hang counts), and the seconds it took."""
+def caught(mutant: Mutant, stages: list[list[str]], limit: float, cache: str) -> tuple[str, float]:
+    """By what the tests fail with this mutant ("" for not at all), and the seconds it took."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "kernels"
@@ -146,22 +149,29 @@ def caught(mutant: Mutant, arguments: list[str], limit: float, cache: str) -> tu
         lines = path.read_text(encoding="utf-8").splitlines()
         lines[mutant.line - 1] = mutant.after
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
         environment = {**os.environ, "TINYTORCH_KERNELS": str(copy), "XDG_CACHE_HOME": cache}
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True,
-                                  timeout=limit, check=False, cwd=TESTS.parent)  # fmt: skip
-            failed = done.returncode == 1
-            if done.returncode not in (0, 1):
-                # A source that no longer compiles while tests are collected is caught as well.
-                failed = "CompilerError" in done.stdout + done.stderr
-                if not failed:
-                    raise RuntimeError(
-                        f"{mutant}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
-                    )
-        except subprocess.TimeoutExpired:
-            failed = True
-    return failed, time.monotonic() - began
+        how = ""
+        for stage in stages:
+            how = how or _failure(mutant, stage, environment, limit)
+    return how, time.monotonic() - began
+
+
+def _failure(
+    mutant: Mutant, arguments: list[str], environment: dict[str, str], limit: float
+) -> str:
+    """The error that ends one pytest run, "" if it passes. A hang counts, and what does not compile."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True,
+                              timeout=limit, check=False, cwd=TESTS.parent)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    if done.returncode == 0:
+        return ""
+    said = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
+    if done.returncode == 1 or "CompilerError" in done.stdout + done.stderr:
+        return said[0][1:].strip()[:100] if said else "fails"
+    raise RuntimeError(f"{mutant}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
 
 
 def chosen(files: list[str], count: int, seed: int) -> list[Mutant]:
@@ -185,32 +195,48 @@ def chosen(files: list[str], count: int, seed: int) -> list[Mutant]:
     return picked
 
 
+def report(found: list[tuple[Mutant, str]], seed: int) -> str:
+    """The page of results: what was caught and by what, and what was not."""
+    kinds: dict[str, list[bool]] = {}
+    for mutant, how in found:
+        kinds.setdefault(mutant.rule, []).append(bool(how))
+    lost = [mutant for mutant, how in found if not how]
+    lines = [
+        "# Mutants: is a broken kernel noticed?", "",
+        f"{len(found) - len(lost)} of {len(found)} caught ({1 - len(lost) / max(1, len(found)):.1%}), "
+        f"{datetime.date.today().isoformat()}, seed {seed}, by tests/mutants.py.", "",
+        "| change | made | caught |", "|---|---:|---:|",
+        *(f"| {kind} | {len(hits)} | {sum(hits)} |" for kind, hits in sorted(kinds.items())), "",
+    ]  # fmt: skip
+    lines += ["Survivors:", "", *(f"- {mutant}" for mutant in lost), ""] if lost else []
+    lines += ["Not made, since they change nothing that a result shows:", ""]
+    lines += [f"- `{part}`: {why}" for part, why in EQUIVALENT]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", nargs="*")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for one mutant")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one stage of tests")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
     files = arguments.file or sorted(p.name for p in KERNELS.glob("*.cu*"))
-    files = [file for file in files if tests_of(file)]
-    tests = {file: tests_of(file) for file in files}
-    picked = chosen(files, arguments.count, arguments.seed)
-    survivors = []
+    stages = {file: stages_of(file) for file in files}
+    picked = chosen([file for file in files if stages[file]], arguments.count, arguments.seed)
+    found = []
     with ThreadPoolExecutor(2) as pool, tempfile.TemporaryDirectory() as cache:
-        runs = pool.map(lambda m: (m, *caught(m, tests[m.file], arguments.limit, cache)), picked)
-        for mutant, failed, seconds in runs:
-            print(f"{'caught  ' if failed else 'SURVIVED'} {seconds:5.0f} s  {mutant}", flush=True)
-            if not failed:
-                survivors.append(mutant)
-    share = 1 - len(survivors) / max(1, len(picked))
-    summary = f"{len(picked) - len(survivors)} of {len(picked)} mutants caught ({share:.1%})"
-    print(summary)
+        runs = pool.map(lambda m: (m, *caught(m, stages[m.file], arguments.limit, cache)), picked)
+        for mutant, how, seconds in runs:
+            print(
+                f"{'caught  ' if how else 'SURVIVED'} {seconds:5.0f} s  {mutant}  {how}", flush=True
+            )
+            found.append((mutant, how))
+    share = sum(bool(how) for _, how in found) / max(1, len(found))
+    print(f"{share:.1%} of {len(found)} mutants caught")
     if arguments.save:
-        lines = ["# Mutants", "", f"{summary}, seed {arguments.seed}, by tests/mutants.py.", ""]
-        lines += ["Survivors:", "", *(f"- {m}" for m in survivors)] if survivors else []
-        (RESULTS / "mutants.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (RESULTS / "mutants.md").write_text(report(found, arguments.seed), encoding="utf-8")
     sys.exit(share < 0.95)
 
 
