@@ -43,10 +43,16 @@ template <> struct Blocks<q8_0> {
         const unsigned char* block = stage + (pack >> 2) * sizeof(q8_0);
         float scale = half_at(block);
         const unsigned short* pairs = (const unsigned short*)(block + 2 + 8 * (pack & 3));
+        // Half of the blocks begin with their second two pairs: else three lanes meet in some banks.
+        bool late = pack >> 4 & 1;
+        unsigned short held[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) held[i] = pairs[late ? i ^ 2 : i];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            w[2 * i] = scale * (float)(signed char)(pairs[i] & 0xff);
-            w[2 * i + 1] = scale * (float)(signed char)(pairs[i] >> 8);
+            int two = late ? held[i ^ 2] : held[i];
+            w[2 * i] = scale * (float)(signed char)(two & 0xff);
+            w[2 * i + 1] = scale * (float)(signed char)(two >> 8);
         }
     }
     __device__ static int first(int pack) { return 8 * pack; }

@@ -26,6 +26,7 @@ LOSS: list[Case] = [
     _case("a long row", _spread(1, 16391), ids(16391, 1), label_smoothing=0.1),
     _case("many rows", normal(67, 5), ids(5, 67), label_smoothing=0.2),
     _case("many rows, some ignored", normal(70, 9), _some_ignored(70, 9)),
+    _case("more rows than a block has threads", normal(1100, 3), _some_ignored(1100, 3)),
     _case("long rows, some ignored", normal(4, 1100), _some_ignored(4, 1100), label_smoothing=0.1),
     _case("no rows", normal(0, 6), array([])),
     _case("int32 targets", normal(5, 7), array([0, 6, -100, 3, 1], "int32"), smooth=True),

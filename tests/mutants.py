@@ -168,6 +168,8 @@ def _failure(
         return "hangs"
     if done.returncode == 0:
         return ""
+    if done.returncode < 0:
+        return f"dies of signal {-done.returncode}"
     said = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
     if done.returncode == 1 or "CompilerError" in done.stdout + done.stderr:
         return said[0][1:].strip()[:100] if said else "fails"

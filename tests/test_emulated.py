@@ -65,6 +65,10 @@ def test_shuffles_votes_and_atomics() -> None:
     assert counts.get().tolist() == [32, 31, 1]
 
 
+def test_a_loop_without_end_is_found() -> None:
+    faulty("does not end", "for (int i = threadIdx.x; i < n; i = threadIdx.x) y[i] = i;")
+
+
 def test_shared_memory_static_and_dynamic() -> None:
     y = outputs()
     body = """__shared__ float tile[4][17];

@@ -195,6 +195,9 @@ static void global_access(uintptr_t at, int size, bool writes, uint8_t how, int 
         }
 }
 
+// A thread of a block that fits this device makes fewer.
+static const size_t MOST_ACCESSES = 1 << 22;
+
 static void access(uintptr_t at, int size, bool writes, int alignment, const void* pc, int line = 0, uint8_t how = PLAINLY) {
     if (!current || !checking) return;
     if (at - (uintptr_t)current->stack < STACK) return;
@@ -202,9 +205,11 @@ static void access(uintptr_t at, int size, bool writes, int alignment, const voi
         fail(line, pc, "%s of %d bytes at an address that is not a multiple of %d", writes ? "write" : "read", size, alignment);
     bool shared = is_shared(at);
     (shared ? shared_access : global_access)(at, size, writes, how, line, pc);
-    if (counting && how != ATOMICALLY)
-        // Twice the place, so that the read and the write of a copied vector are two instructions.
-        log_of[current->linear].push_back({2 * (pc ? (uintptr_t)pc : (uintptr_t)line) + writes, at, (uint8_t)size, writes, shared});
+    if (!counting || how == ATOMICALLY) return;
+    auto& log = log_of[current->linear];
+    if (log.size() >= MOST_ACCESSES) fail(line, pc, "%zu accesses by one thread: a loop that does not end?", log.size());
+    // Twice the place, so that the read and the write of a copied vector are two instructions.
+    log.push_back({2 * (pc ? (uintptr_t)pc : (uintptr_t)line) + writes, at, (uint8_t)size, writes, shared});
 }
 
 void move(void* to, const void* from, int bytes, const void* pc) {

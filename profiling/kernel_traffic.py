@@ -1,0 +1,254 @@
+"""Bytes that the kernels move against the least possible, counted on the emulated device.
+
+    python profiling/kernel_traffic.py [--only norm ...] [--save]
+
+Each entry says what must be read and written once, and why; ``tests/test_kernel_traffic.py`` holds the kernels
+to the limits. Sectors are the 32-byte pieces of memory that requests touch, over the fewest that their
+bytes can lie in; wavefronts those of shared memory, over the fewest, at the worst instruction that makes a
+twentieth of a launch's requests or more: 2 is a 2-way bank conflict. ``--save`` writes
+profiling/results/traffic.md. Needs a C++ compiler, no GPU.
+"""
+
+import argparse
+import datetime
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinytorch_gpu import backend, emulated
+from tinytorch_gpu.core.op import OPS
+
+RESULTS = Path(__file__).parent / "results" / "traffic.md"
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BLOCKS = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
+SECTORS, CONFLICT = 1.1, 2.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to run: ``least`` bytes must move, ``most`` times that may; None: no limit."""
+
+    name: str
+    shape: str
+    dtype: str
+    why: str
+    least: int
+    most: float | None
+    run: Callable[[], Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.shape}, {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes over the least, sectors and wavefronts over the fewest."""
+
+    moved: float
+    sectors: float
+    conflict: float
+
+
+def measure(entry: Entry) -> Measured:
+    """Run an entry and count."""
+    with emulated.recorded() as launches:
+        entry.run()
+    total = emulated.Counters(launches=0)
+    for launch in launches:
+        total.add(launch.counters)
+    moved = total.read_bytes + total.written_bytes
+    touched = total.read_sectors + total.written_sectors
+    return Measured(
+        moved / entry.least, touched / max(1, total.ideal_sectors), max(map(_conflict, launches))
+    )
+
+
+def _conflict(launch: Any) -> float:
+    """Wavefronts over the fewest at the worst instruction of those that count."""
+    shared = [site for site in launch.sites if site["shared"]]
+    requests = sum(site["requests"] for site in shared)
+    often = [site for site in shared if 20 * site["requests"] >= requests]
+    return max((site["wavefronts"] / max(1, site["ideal"]) for site in often), default=1.0)
+
+
+def array(*shape: int, dtype: str) -> Any:
+    """Normal numbers on the emulated device."""
+    random = np.random.default_rng(math.prod(shape))
+    values = random.standard_normal(shape).astype(backend.dtype(dtype))
+    return backend.device("emulated").asarray(values)
+
+
+def maker(name: str) -> Any:
+    """The kernels of an operation."""
+    return OPS[name].makers["cuda"]
+
+
+def backward(name: str, *arguments: Any, **options: Any) -> Callable[[Any], Callable[[], Any]]:
+    """What runs the backward half of a call for given gradients of its results."""
+    residuals = maker(name).forward(*arguments, **options)[1]
+    return lambda *douts: lambda: maker(name).backward(residuals, *douts, **options)
+
+
+def activations(dtype: str) -> Iterator[Entry]:
+    """x in, y out; back x and dy in, dx out; gated: two numbers in for one, and two gradients."""
+    each, (rows, width) = SIZES[dtype], (64, 1024)
+    size, shape = rows * width * each, f"{rows} x {width}"
+    for name in ("relu", "gelu", "gelu_tanh", "silu"):
+        x, dout = array(rows, width, dtype=dtype), array(rows, width, dtype=dtype)
+        run, back = lambda n=name, x=x: maker(n).forward(x), backward(name, x)
+        yield Entry(name, shape, dtype, "x in, y out", 2 * size, 1.05, run)
+        yield Entry(
+            f"{name}, backward", shape, dtype, "x, dy in, dx out", 3 * size, 1.05, back(dout)
+        )
+    for name in ("swiglu", "geglu"):
+        x, dout = array(rows, 2 * width, dtype=dtype), array(rows, width, dtype=dtype)
+        run, back = lambda n=name, x=x: maker(n).forward(x), backward(name, x)
+        yield Entry(name, shape, dtype, "gate, up in, y out", 3 * size, 1.05, run)
+        yield Entry(f"{name}, backward", shape, dtype, "gate, up, dy in, two gradients out", 5 * size,
+                    1.05, back(dout))  # fmt: skip
+
+
+def norms(dtype: str) -> Iterator[Entry]:
+    """Weights are read once, however many rows there are; their gradients are summed up in two stages, of
+    which the first writes as many sums as there are blocks."""
+    each = SIZES[dtype]
+    for rows, width in ((512, 1024), (2048, 576), (64, 4096)):
+        x, other, dout = (array(rows, width, dtype=dtype) for _ in range(3))
+        size, shape = rows * width * each, f"{rows} x {width}"
+        for name, count in (("layer_norm", 2), ("rms_norm", 1)):
+            weights = [array(width, dtype=dtype) for _ in range(count)]
+            small, saved = count * width * each, 4 * count * rows
+            yield Entry(
+                name, shape, dtype, "x, weights in, y and statistics out",
+                2 * size + small + saved, 1.05, lambda n=name, x=x, w=weights: maker(n).forward(x, *w),
+            )  # fmt: skip
+            yield Entry(
+                f"add_{name}", shape, dtype, "x, residual, weights in, sum, y and statistics out",
+                4 * size + small + saved, 1.05,
+                lambda n=name, x=x, o=other, w=weights: maker(f"add_{n}").forward(x, o, *w),
+            )  # fmt: skip
+            back = backward(name, x, *weights)
+            yield Entry(
+                f"{name}, backward", shape, dtype, "x, dy, weight, statistics in, dx and gradients out",
+                3 * size + 2 * small + saved, 1.05, back(dout),
+            )  # fmt: skip
+
+
+def losses(dtype: str) -> Iterator[Entry]:
+    """A row that fits on chip is read once for the loss and its gradient."""
+    from tinytorch_gpu.cuda.loss import cross_entropy_with_gradient
+
+    rows, classes = 64, 4096
+    logits = array(rows, classes, dtype=dtype)
+    targets = backend.device("emulated").asarray(np.arange(rows))
+    least = 2 * rows * classes * SIZES[dtype] + rows * 8
+    yield Entry("cross entropy and gradient", f"{rows} x {classes}", dtype,
+                "logits, targets in, gradients out", least, 1.05,
+                lambda: cross_entropy_with_gradient(logits, targets))  # fmt: skip
+
+
+def optimizers(dtype: str) -> Iterator[Entry]:
+    """Clipping needs the norm of all gradients first, so they are read twice."""
+    from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many, gradient_norm_many
+
+    count, place, each = 1 << 18, backend.device("emulated"), SIZES[dtype]
+    values = {name: array(count, dtype=dtype) for name in ("param", "grad")}
+    moments = {name: place.zeros(count, "float32") for name in ("first", "second")}
+    masters = [place.zeros(count, "float32")] if each == 2 else None
+    table = TensorTable(
+        [values["param"]], [values["grad"]], [moments["first"]], [moments["second"]], masters
+    )
+    rate, step = place.asarray(np.float32(1e-3)), place.asarray(np.int64(1))
+    least = count * (each + 16 + (each + 8 if masters else 2 * each))
+
+    def run() -> None:
+        scale = gradient_norm_many([table], 1.0)[1]
+        adamw_many(table, rate, step, scale)
+
+    yield Entry("AdamW with clipping", f"{count}", dtype,
+                "gradients in twice, weights (16 bits: their masters), two moments in and out",
+                least + count * each, 1.05, run)  # fmt: skip
+
+
+def linears(storage: str) -> Iterator[Entry]:
+    """A decode step's product reads every weight once, whatever the rows."""
+    from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
+
+    width, outs = 1024, 1536
+    for rows in (1, 4, 8):
+        if storage in BLOCKS:
+            x, pitch, each = array(rows, width, dtype="float16"), width // 32 * BLOCKS[storage], 2
+            raw = backend.device("emulated").asarray(np.zeros((outs, pitch), np.uint8))
+            run: Callable[[], Any] = lambda x=x, raw=raw: quantized_linear(x, raw, storage)  # noqa: E731
+        else:
+            x, each = array(rows, width, dtype=storage), SIZES[storage]
+            pitch, weight = width * each, array(outs, width, dtype=storage)
+            run = lambda x=x, weight=weight: decode_linear(x, weight)  # noqa: E731
+        yield Entry(f"linear, {rows} rows", f"{width} to {outs}", storage, "weights, x in, y out",
+                    outs * pitch + rows * (width + outs) * each, 1.10, run)  # fmt: skip
+
+
+def attentions(dtype: str) -> Iterator[Entry]:
+    """Over a cache every key and value is read once for all query heads that share it. A prompt's
+    tiles read keys again for each tile of queries: no limit there, only bank conflicts count."""
+    each = SIZES[dtype]
+    for batch, heads, kv, width, keys in ((1, 9, 3, 64, 2048), (2, 32, 8, 128, 512)):
+        packed = array(batch, 1, heads + 2 * kv, width, dtype=dtype)
+        cache = [array(batch, keys, kv, width, dtype=dtype) for _ in range(2)]
+        least = each * batch * width * (2 * keys * kv + 2 * heads + 2 * kv)
+        shape = f"{batch} x {keys} keys, {heads} heads on {kv} of {width}"
+        yield Entry(
+            "cached attention", shape, dtype, "keys, values, queries in, the new ones and results out",
+            least, 1.10,
+            lambda p=packed, c=cache, k=keys, h=heads: maker("cached_attention").forward(
+                p, *c, k - 1, None, heads=h, stop=k),
+        )  # fmt: skip
+    q, k, v, dout = (array(1, 128, h, 64, dtype=dtype) for h in (2, 1, 1, 2))
+    least = each * 128 * 64 * (2 + 2 + 2)
+    back = backward("attention", q, k, v, causal=True)
+    yield Entry("attention", "128 causal, 2 heads of 64", dtype, "queries, keys, values in, results out",
+                least, None, lambda: maker("attention").forward(q, k, v, causal=True))  # fmt: skip
+    yield Entry("attention, backward", "128 causal, 2 heads of 64", dtype,
+                "the same with gradients", 3 * least, None, back(dout))  # fmt: skip
+
+
+def entries() -> Iterator[Entry]:
+    """All of them."""
+    backend.load_makers("emulated")
+    for dtype in SIZES:
+        for part in (norms, activations, losses, optimizers, attentions):
+            yield from part(dtype)
+    for storage in (*SIZES, *BLOCKS):
+        yield from linears(storage)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=("",), help="names that begin so")
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+    lines = [
+        "# Bytes moved over the least possible", "",
+        f"Counted on the emulated device by profiling/kernel_traffic.py, {datetime.date.today().isoformat()}.", "",
+        "| kernel | shape | dtype | must move once | bytes | of the least | limit | sectors of the fewest | worst bank conflict |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for entry in entries():
+        if not entry.name.startswith(tuple(arguments.only)):
+            continue
+        found = measure(entry)
+        limit = "-" if entry.most is None else f"{entry.most:.2f}"
+        cells = (entry.name, entry.shape, entry.dtype, entry.why, entry.least, f"{found.moved:.3f}", limit,
+                 f"{found.sectors:.2f}", f"{found.conflict:.2f}")  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+        print(lines[-1], flush=True)
+    if arguments.save:
+        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
