@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward(
         copy_commit();
         score<false>(c, p, sight, sight.plain(query0, end, key0, key0 + KEYS), query0 + row0, key0);
         weigh(r, c);
-        if (dropout > 0.0f) drop(c, dropped<false, UNITS, KEYS / 8>(sight, dropout, query0 + row0, key0), kept);
+        if (dropout > 0.0f) drop(c, dropped<false, UNITS, KEYS / 8>(p, sight, query0 + row0, key0), kept);
         copy_wait<1>();
         __syncthreads();
         mix<UNITS, KEYS, COLUMNS>(r.sum, c, value_tile, column0, slab);

@@ -41,7 +41,6 @@ struct Sight {
     const bool* mask;
     const void* bias;
     unsigned long long base;  // index of the first draw of query 0, over the keys
-    unsigned long long state[2];
     int queries, keys, stop, least, last;
 
     __device__ Sight(const Problem& p, int batch) : queries(p.queries), keys(p.keys) {
@@ -51,8 +50,6 @@ struct Sight {
         stop = clamped(length, 0, p.keys);
         last = clamped(p.causal ? first : far, -far, far);
         least = clamped(first - p.window + 1, -far, far);
-        state[0] = p.dropout > 0.0f ? p.state[0] : 0;
-        state[1] = p.dropout > 0.0f ? p.state[1] : 0;
     }
 
     __device__ void aim(const Problem& p, int batch, int head) {
@@ -81,12 +78,25 @@ struct Sight {
     __device__ bool reaches(int t, int s) const {
         return t < queries && s < stop && s - t <= last && s - t >= least;
     }
-
-    __device__ float bias_at(const Problem& p, int t, int s) const {
-        long long i = t * p.bias_steps.row + s * p.bias_steps.key;
-        return p.wide_bias ? ((const float*)bias)[i] : widen(((const REAL*)bias)[i]);
-    }
 };
+
+// Bias of T onto scores. The shuffles hand every lane what it has: addresses that depend on them are made when
+// they are needed, where the compiler would keep those of a whole tile in registers that it has not.
+template <class T, int UNITS, int N>
+__device__ inline void add_bias(float (&c)[UNITS][N][4], const T* bias, const ScoreSteps& steps, const Sight& sight,
+                                int row0, int column0) {
+#pragma unroll
+    for (int u = 0; u < UNITS; u++)
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            const int first = __shfl_sync(FULL_WARP, row0, 0) + 16 * u, from = __shfl_sync(FULL_WARP, column0, 0);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int t = first + Place::row(Place::slot(i)), s = from + Place::column(j, i);
+                if (sight.reaches(t, s)) c[u][j][i] += widen(bias[t * steps.row + s * steps.key]);
+            }
+        }
+}
 
 // Which elements of c[UNITS][N][4] the mask hides, a bit each: element (u N + j) 4 + i. Rows are queries
 // from row0 on and columns keys from column0 on, or, TRANSPOSED, the other way round.
@@ -118,20 +128,19 @@ __device__ inline void score(float (&c)[UNITS][N][4], const Problem& p, const Si
 #pragma unroll
             for (int i = 0; i < 4; i++) c[u][j][i] *= p.scale;
     if (plain) return;
+    if (sight.bias && p.wide_bias) add_bias(c, (const float*)sight.bias, p.bias_steps, sight, row0, column0);
+    if (sight.bias && !p.wide_bias) add_bias(c, (const REAL*)sight.bias, p.bias_steps, sight, row0, column0);
 #pragma unroll
     for (int u = 0; u < UNITS; u++)
 #pragma unroll
-        for (int j = 0; j < N; j++) {
+        for (int j = 0; j < N; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int row = row0 + 16 * u + Place::row(Place::slot(i)), column = column0 + Place::column(j, i);
                 int t = TRANSPOSED ? column : row, s = TRANSPOSED ? row : column;
                 bool seen = sight.reaches(t, s) && !(hidden >> ((u * N + j) * 4 + i) & 1);
-                if (seen && sight.bias) c[u][j][i] += sight.bias_at(p, t, s);
                 if (!seen) c[u][j][i] = -INFINITE;
             }
-            if (sight.bias) __syncwarp();  // a few loads at a time: all at once would not fit the registers
-        }
 }
 
 // exp(score - shift). In float32 the difference is taken first, which is exact where it matters; in 16
@@ -141,28 +150,39 @@ __device__ inline float power(float score, float shift) {
     return sizeof(REAL) == 2 ? exp2f(score * log2e - shift * log2e) : exp2f((score - shift) * log2e);
 }
 
+// What decides on each element of the weights: the state of the generator, and below which number an element goes.
+// Read for each tile, since it would take registers where there is no dropout.
+struct Draws {
+    unsigned long long seed, offset;
+    float p;
+
+    __device__ Draws(const Problem& problem) : seed(problem.state[0]), offset(problem.state[1]), p(problem.dropout) {}
+};
+
 // Whether draws 4 group .. 4 group + 3 are below p, a bit each.
-__device__ inline unsigned four_below(unsigned long long group, const Sight& sight, float p) {
-    const uint4 words = philox(group, sight.state[0], sight.state[1]);
+__device__ inline unsigned four_below(unsigned long long group, const Draws& draws) {
+    const uint4 words = philox(group, draws.seed, draws.offset);
+    const float p = draws.p;
     return (unsigned)(uniform(words.x) < p) | (unsigned)(uniform(words.y) < p) << 1 |
            (unsigned)(uniform(words.z) < p) << 2 | (unsigned)(uniform(words.w) < p) << 3;
 }
 
 // The same for draws index .. index + 15, by four lanes APART from each other that all ask for them:
 // each makes one group of the four, or five, that these lie in.
-template <int APART> __device__ inline unsigned below(unsigned long long index, const Sight& sight, float p) {
+template <int APART> __device__ inline unsigned below(unsigned long long index, const Draws& draws) {
     const int rank = threadIdx.x / APART & 3, skipped = (int)(index & 3);
-    unsigned bits = four_below((index >> 2) + rank, sight, p) << 4 * rank;
+    unsigned bits = four_below((index >> 2) + rank, draws) << 4 * rank;
     bits |= __shfl_xor_sync(FULL_WARP, bits, APART);
     bits |= __shfl_xor_sync(FULL_WARP, bits, 2 * APART);
-    if (skipped) bits |= four_below((index >> 2) + 4, sight, p) << 16;
+    if (skipped) bits |= four_below((index >> 2) + 4, draws) << 16;
     return bits >> skipped;
 }
 
 // Which elements dropout takes away, as bits like those of `masked`. The draws of a query lie along the
 // keys: along a row, whose 16 columns are two of j, or, TRANSPOSED, down the 16 rows of a unit.
 template <bool TRANSPOSED, int UNITS, int N>
-__device__ inline unsigned long long dropped(const Sight& sight, float p, int row0, int column0) {
+__device__ inline unsigned long long dropped(const Problem& p, const Sight& sight, int row0, int column0) {
+    const Draws draws(p);
     unsigned long long goes = 0;
     const int steps = TRANSPOSED ? N * 4 / Place::SLOTS : (N + 1) / 2 * Place::SLOTS;
 #pragma unroll 1
@@ -171,8 +191,7 @@ __device__ inline unsigned long long dropped(const Sight& sight, float p, int ro
         if (TRANSPOSED) {
             const int j = y / (4 / Place::SLOTS), side = y % (4 / Place::SLOTS);
             const unsigned long long t = column0 + Place::column(j, side);
-            const unsigned bits =
-                below<Place::BELOW>(sight.base + t * sight.keys + row0 + 16 * u, sight, p);
+            const unsigned bits = below<Place::BELOW>(sight.base + t * sight.keys + row0 + 16 * u, draws);
             for (int slot = 0; slot < Place::SLOTS; slot++) {
                 const int e = (u * N + j) * 4 + slot * (4 / Place::SLOTS) + side;
                 goes |= (unsigned long long)(bits >> Place::row(slot) & 1) << e;
@@ -180,7 +199,7 @@ __device__ inline unsigned long long dropped(const Sight& sight, float p, int ro
         } else {
             const int slot = y % Place::SLOTS, j0 = y / Place::SLOTS * 2;
             const unsigned long long t = row0 + 16 * u + Place::row(slot);
-            const unsigned bits = below<1>(sight.base + t * sight.keys + column0 + 8 * j0, sight, p);
+            const unsigned bits = below<1>(sight.base + t * sight.keys + column0 + 8 * j0, draws);
             for (int e = 0; e < 8; e++) {
                 const int j = e / 4, i = e % 4;
                 if (Place::slot(i) == slot && j0 + j < N)

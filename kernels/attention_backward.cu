@@ -129,20 +129,19 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
     const long long dout_row = (long long)heads * width, dk_row = (long long)kv_heads * width;
     Sight sight(p, batch);
     const int end = key0 + OWN < sight.stop ? key0 + OWN : sight.stop;
-    const int query0 = sight.first_query(key0), seen = sight.last_query(end) + 1 - query0;
-    const int count = key0 < end && seen > 0 ? (seen + OTHER - 1) / OTHER : 0, items = count * group;
+    const int query0 = sight.first_query(key0), query_stop = key0 < end ? sight.last_query(end) + 1 : 0;
+    const int head_stop = query0 < query_stop ? (kv_head + 1) * group : 0;
 
-    auto bring = [&](int item) {
-        const int head = kv_head * group + item / count, first = query0 + item % count * OTHER;
-        REAL* pair = streamed + item % STAGES * 2 * OTHER * HEAD;
+    auto bring = [&](int head, int first, int stage) {
+        REAL* pair = streamed + stage * 2 * OTHER * HEAD;
         const REAL* from = dout + batch * queries * dout_row + head * width;
         fetch<OTHER>(pair, q + batch * q_batch + head * q_head, q_row, first, queries, width, vectors);
         fetch<OTHER>(pair + OTHER * HEAD, from, dout_row, first, queries, width, vectors);
         if (threadIdx.x < OTHER) {
             const long long rows = ((long long)batch * heads + head) * queries;
             const int t = first + threadIdx.x;
-            float* note = notes + item % STAGES * 2 * OTHER + threadIdx.x;
-            note[0] = t < queries ? lse[rows + t]  : INFINITE;
+            float* note = notes + stage * 2 * OTHER + threadIdx.x;
+            note[0] = t < queries ? lse[rows + t] : INFINITE;
             note[OTHER] = t < queries ? delta[rows + t] : 0.0f;
         }
     };
@@ -152,25 +151,27 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
     clear(dv_sum);
     fetch<OWN>(own_k, k + batch * k_batch + kv_head * k_head, k_row, key0, sight.stop, width, vectors);
     fetch<OWN>(own_v, v + batch * v_batch + kv_head * v_head, v_row, key0, sight.stop, width, vectors);
-    if (STAGES == 2 && items > 0) bring(0);
+    int head = kv_head * group, first = query0, stage = 0;
+    if (STAGES == 2 && head < head_stop) bring(head, first, 0);
     copy_commit();
-    for (int item = 0; item < items; item++) {
-        if (STAGES == 1) bring(item);
-        else if (item + 1 < items) bring(item + 1);
+    while (head < head_stop) {
+        const bool over = first + OTHER >= query_stop;
+        const int next_head = head + over, next = over ? query0 : first + OTHER;
+        if (STAGES == 1) bring(head, first, 0);
+        else if (next_head < head_stop) bring(next_head, next, stage ^ 1);
         copy_commit();
         copy_wait<STAGES - 1>();
         __syncthreads();
-        const int first = query0 + item % count * OTHER;
-        const REAL* q_tile = streamed + item % STAGES * 2 * OTHER * HEAD;
+        const REAL* q_tile = streamed + stage * 2 * OTHER * HEAD;
         const REAL* dout_tile = q_tile + OTHER * HEAD;
-        const float* note = notes + item % STAGES * 2 * OTHER;
-        sight.aim(p, batch, kv_head * group + item / count);
+        const float* note = notes + stage * 2 * OTHER;
+        sight.aim(p, batch, head);
         Scores c, other;
         dot<1, OTHER>(c, own_k, row0, q_tile);
         score<true>(c, p, sight, sight.plain(first, first + OTHER, key0, key0 + OWN), key0 + row0, first);
         weigh<true>(c, note, none);
         unsigned long long goes = 0;
-        if (dropout > 0.0f) goes = dropped<true, 1, OTHER / 8>(sight, dropout, key0 + row0, first);
+        if (dropout > 0.0f) goes = dropped<true, 1, OTHER / 8>(p, sight, key0 + row0, first);
         memcpy(other, c, sizeof(Scores));
         if (dropout > 0.0f) drop(other, goes, kept);
         mix<1, OTHER, COLUMNS>(dv_sum, other, dout_tile, column0, slab);
@@ -179,6 +180,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
         through_softmax<true>(other, c, note + OTHER, none);
         mix<1, OTHER, COLUMNS>(dk_sum, other, q_tile, column0, slab);
         __syncthreads();
+        head = next_head;
+        first = next;
+        stage = STAGES == 2 ? stage ^ 1 : 0;
     }
     copy_wait<0>();
     __syncthreads();
@@ -228,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
     for (int slot = 0; slot < Place::SLOTS; slot++) {
         const int t = query0 + row0 + Place::row(slot);
         const long long i = ((long long)batch * heads + head) * queries + t;
-        row_lse[slot] = t < queries ? lse[i]  : INFINITE;
+        row_lse[slot] = t < queries ? lse[i] : INFINITE;
         row_delta[slot] = t < queries ? delta[i] : 0.0f;
     }
     float sum[PARTS][COLUMNS / 8][4];
@@ -251,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
         score<false>(c, p, sight, sight.plain(query0, end, key0, key0 + OTHER), query0 + row0, key0);
         weigh<false>(c, nullptr, row_lse);
         dot<1, OTHER>(ds, own_dout, row0, k_tile + OTHER * HEAD);
-        if (dropout > 0.0f) drop(ds, dropped<false, 1, OTHER / 8>(sight, dropout, query0 + row0, key0), kept);
+        if (dropout > 0.0f) drop(ds, dropped<false, 1, OTHER / 8>(p, sight, query0 + row0, key0), kept);
         through_softmax<false>(ds, c, nullptr, row_delta);
 #pragma unroll
         for (int j = 0; j < OTHER / 8; j++)

@@ -6,46 +6,61 @@
 // a warp, whose sums need shuffles only, or several warps, which meet in shared memory. So a warp has
 // many short rows at work and a block one long row, and every request covers whole 32-byte sectors.
 //
-// Forward. A thread holds up to 32 elements of its row in registers, so that x is read once. The mean comes
+// Forward. A thread holds up to 16 elements of its row in registers, so that x is read once. The mean comes
 // first and the variance from what is left after taking it off, which cannot cancel as E[x^2] - E[x]^2 does;
 // what rounding left in the mean is found with it and corrects both (Chan, Golub and LeVeque 1983, "Algorithms
-// for computing the sample variance", the corrected two-pass algorithm). Weight and bias are on their way while
-// the sums are made, and come from the cache but for the first rows. Bytes: read x (and residual), write out
-// (and total), 8 a row for the statistics: the least possible. Some 12 operations an element are far fewer
-// than memory speed allows. 76 to 112 registers, 128 threads a block for short rows: at least 512 threads on a
-// multiprocessor, each with 64 bytes or more under way, which is above what latency times bandwidth asks of
-// one (18 KiB on an H100).
+// for computing the sample variance", the corrected two-pass algorithm). Blocks stay for the whole launch and keep
+// weight and bias of their columns in registers. Bytes: read x (and residual), write out
+// (and total), 8 a row for the statistics: the least possible, and the weights once a block. Some 12 operations an
+// element are far fewer than memory speed allows. 64 to 110 registers: 512 threads on a multiprocessor, each with
+// 32 bytes or more under way, 16 KiB; latency times bandwidth asks for 18 KiB on an H100 and less elsewhere.
+// Rows beyond 8192 have 32 elements a thread, which leaves no room for the weights: they come from the cache.
 //
 // Backward. With dn = dout * weight and n the normed row,
 //     dx = rstd (dn - mean(dn) - n mean(dn n)),   dweight = sum of dout n,   dbias = sum of dout
 // over the rows; RMS has no mean(dn). A few blocks of 512 threads stay for the whole launch. A thread keeps
-// the same 16 columns for all its rows and adds up their dweight and dbias in registers; in the end a block adds
-// up its groups and leaves one partial row, and a second kernel adds the partial rows. No order ever changes.
+// the same columns for all its rows, 16 in 16 bits and 8 in float32, and adds up their dweight and dbias in
+// registers; in the end a block adds up its groups and leaves one partial row, and a second kernel adds the partial
+// rows. No order ever changes.
 // Bytes: read x and dout, write dx, and for each partial row 4 to write and 4 to read a column of each gradient:
 // the launcher makes no more than one for 64 rows, 16 / (64 * 6) = 4 % in 16 bits (but 16 of them for few rows,
 // which are over before memory speed matters), nor more than one a multiprocessor. Registers: x and dout as they
 // lie in memory, sums in float32, up to 128 with all else, so a multiprocessor has one block, with 32 KiB of
-// loads under way in 16 bits.
+// loads under way.
 //
-// Rows beyond 8192 need 32 columns a thread, whose sums leave no room for the row: its elements are read again
-// for dx from the cache, at most 128 KiB later. Where width or addresses do not allow vectors, elements are
-// taken one by one, and read again from the cache too.
+// Rows beyond 8192 (4096 in float32) need 32 columns a thread, whose sums leave no room for the row: its elements
+// are read again for dx from the cache, at most 128 KiB later. Where width or addresses do not allow vectors,
+// elements are taken one by one, and read again from the cache too.
 #include "columns.cuh"
 #include "norm_backward.cuh"
 #include "norm_forward.cuh"
 
-extern "C" __global__ void __launch_bounds__(512) layer_norm_forward(
+extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_forward(
     const REAL* x, const REAL* residual, const PARAM* weight, const PARAM* bias, REAL* total, REAL* out, float* mean,
     float* rstd, long long rows, int width, int group, float eps) {
     Forward arrays = {x, residual, weight, bias, total, out, mean, rstd};
-    normalize_any<true>(arrays, rows, width, group, eps);
+    normalize_any<false, true>(arrays, rows, width, group, eps);
 }
 
-extern "C" __global__ void __launch_bounds__(512) rms_norm_forward(
+extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_forward(
     const REAL* x, const REAL* residual, const PARAM* weight, REAL* total, REAL* out, float* rstd, long long rows,
     int width, int group, float eps) {
     Forward arrays = {x, residual, weight, nullptr, total, out, nullptr, rstd};
-    normalize_any<false>(arrays, rows, width, group, eps);
+    normalize_any<false, false>(arrays, rows, width, group, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_forward_wide(
+    const REAL* x, const REAL* residual, const PARAM* weight, const PARAM* bias, REAL* total, REAL* out, float* mean,
+    float* rstd, long long rows, int width, int group, float eps) {
+    Forward arrays = {x, residual, weight, bias, total, out, mean, rstd};
+    normalize_any<true, true>(arrays, rows, width, group, eps);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_forward_wide(
+    const REAL* x, const REAL* residual, const PARAM* weight, REAL* total, REAL* out, float* rstd, long long rows,
+    int width, int group, float eps) {
+    Forward arrays = {x, residual, weight, nullptr, total, out, nullptr, rstd};
+    normalize_any<true, false>(arrays, rows, width, group, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_backward(

@@ -2,8 +2,7 @@
 #pragma once
 #include "norm_rows.cuh"
 
-#define BACKWARD_ELEMENTS 16  // of a row in a thread, with as many sums of each gradient
-#define WIDE_ELEMENTS 32
+#define BACKWARD_ELEMENTS (32 / (int)sizeof(REAL))  // of a row in a thread, with as many sums of each gradient
 #define TOGETHER (MOST_THREADS * BACKWARD_ELEMENTS)  // floats of shared memory to add groups up in
 
 template <bool FIRST, class A, class B> struct Either { typedef A type; };
@@ -29,11 +28,10 @@ struct Backward {
     }
 };
 
-// What a thread has of a row, as bits: x and its gradient, and of 16-bit elements the gradient to be
-// added too. All of it is on its way before any of it is used.
+// What a thread has of a row, as bits: x, its gradient and the one to be added, all on their way before
+// any is used.
 template <int N, int CHUNKS> struct Held {
-    static const bool THREE = sizeof(REAL) == 2;
-    Chunk<N, REAL> x[CHUNKS], dout[CHUNKS], dtotal[THREE ? CHUNKS : 1];
+    Chunk<N, REAL> x[CHUNKS], dout[CHUNKS], dtotal[CHUNKS];
 
     template <class P>
     __device__ inline void read(const Backward& a, const P& place, long long start, int width) {
@@ -42,7 +40,7 @@ template <int N, int CHUNKS> struct Held {
             long long from = start + place.column(k, N);
             if (place.column(k, N) < width) x[k].read(a.x + from);
             if (place.column(k, N) < width) dout[k].read(a.dout + from);
-            if (THREE && place.column(k, N) < width && a.dtotal) dtotal[k].read(a.dtotal + from);
+            if (place.column(k, N) < width && a.dtotal) dtotal[k].read(a.dtotal + from);
         }
     }
 
@@ -51,9 +49,8 @@ template <int N, int CHUNKS> struct Held {
         dout[k].get(dout_k);
     }
 
-    __device__ inline void get_dtotal(float (&out)[N], int k, const Backward& a, long long from) const {
-        if (THREE) dtotal[THREE ? k : 0].get(out);
-        else load<N>(out, a.dtotal + from);
+    __device__ inline void get_dtotal(float (&out)[N], int k, const Backward&, long long) const {
+        dtotal[k].get(out);
     }
 };
 
@@ -125,10 +122,9 @@ __device__ inline void differentiate(
     const Backward& a, long long rows, int full_width, int group, float* scratch, float* together) {
     const int CHUNKS = ELEMENTS / N, SUMS = CENTRED ? 2 : 1;
     const bool HELD = FIXED == 0;
-    const bool KEPT = HELD && sizeof(REAL) + sizeof(PARAM) == 4;
     typedef typename Either<HELD, Held<N, CHUNKS>, ReadAgain<N, CHUNKS>>::type Row;
     Place<FIXED> place(group);
-    Scales<N, CHUNKS, KEPT> scales(a.weight, place, full_width);
+    Scales<N, CHUNKS, HELD> scales(a.weight, place, full_width);
     float dweight[CHUNKS][N], dbias[CHUNKS][N], part = 1.0f / (float)full_width;
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++) {

@@ -2,7 +2,7 @@
 #pragma once
 #include "norm_rows.cuh"
 
-#define FORWARD_ELEMENTS 32  // of a row in the registers of a thread
+#define FORWARD_ELEMENTS 16  // of a row in the registers of a thread, with their weights and biases
 
 // What the forward kernels read and write; residual, total, bias and mean may be null.
 struct Forward {
@@ -21,25 +21,26 @@ struct Forward {
     }
 };
 
-// This thread's chunks of x, or of x + residual, which is stored rounded and normed as stored. All of
-// them are on their way before the first is used.
-template <int N, int CHUNKS>
+// This thread's chunks of x, or of x + residual, which is stored rounded and normed as stored. All of x
+// is on its way before the first is used, and all of the residual where there are registers for it.
+template <int N, int CHUNKS, bool BOTH>
 __device__ inline void read_row(
     float (&values)[CHUNKS][N], const Forward& a, const Place<0>& place, long long start, int width) {
-    Chunk<N, REAL> x[CHUNKS], residual[CHUNKS];
+    Chunk<N, REAL> x[CHUNKS], residual[BOTH ? CHUNKS : 1];
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++) {
         int column = place.column(k, N);
         x[k].clear();
         if (column < width) x[k].read(a.x + start + column);
-        if (column < width && a.residual) residual[k].read(a.residual + start + column);
+        if (BOTH && column < width && a.residual) residual[BOTH ? k : 0].read(a.residual + start + column);
     }
 #pragma unroll
     for (int k = 0; k < CHUNKS; k++) {
         x[k].get(values[k]);
         if (!a.residual || place.column(k, N) >= width) continue;
         float more[N];
-        residual[k].get(more);
+        if (!BOTH) residual[0].read(a.residual + start + place.column(k, N));
+        residual[BOTH ? k : 0].get(more);
 #pragma unroll
         for (int i = 0; i < N; i++) values[k][i] += more[i];
         x[k].set(values[k]);
@@ -68,29 +69,48 @@ __device__ inline Statistics statistics(
     return {mean == mean ? mean : 0.0f, rstd};  // an infinite mean found first stays
 }
 
-// A row in registers, N elements in an access.
-template <int N, bool CENTRED>
-__device__ inline void normalize(
-    const Forward& a, long long rows, int full_width, int group, float eps, float* scratch) {
-    const int CHUNKS = FORWARD_ELEMENTS / N;
-    const bool EARLY = CENTRED && sizeof(PARAM) == 2;  // float32 is too much beside the row and the weight
-    Place<0> place(group);
-    long long row = (long long)blockIdx.x * place.groups + place.index, start = row * full_width;
-    int width = row < rows ? full_width : 0;  // all threads take part in the sums
-    float values[CHUNKS][N], average = 0.0f, sum[1] = {0.0f}, sums[CENTRED ? 2 : 1] = {};
-    read_row<N, CHUNKS>(values, a, place, start, width);
-    Chunk<N, PARAM> weight[CHUNKS], bias[CHUNKS];
-#pragma unroll
-    for (int k = 0; k < CHUNKS; k++) {
-        int column = place.column(k, N);
-        if (column < width) weight[k].read(a.weight + column);
-        if (EARLY && column < width) bias[k].read(a.bias + column);
-        float part = 0.0f;  // sums of sums lose less to rounding than one long sum
-#pragma unroll
-        for (int i = 0; i < N; i++) part += values[k][i];  // 0 beyond the row
-        sum[0] += part;
+// Weight and bias of a thread's columns: kept for all its rows, or read for each where the row itself
+// takes the registers.
+template <int N, int CHUNKS, bool KEPT, bool CENTRED> struct Parameters {
+    Chunk<N, PARAM> weight[KEPT ? CHUNKS : 1], bias[KEPT && CENTRED ? CHUNKS : 1];
+
+    __device__ inline void read(int k, const Forward& a, int column) {
+        weight[KEPT ? k : 0].read(a.weight + column);
+        if (CENTRED) bias[KEPT && CENTRED ? k : 0].read(a.bias + column);
     }
+
+    __device__ inline Parameters(const Forward& a, const Place<0>& place, int width) {
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++)
+            if (KEPT && place.column(k, N) < width) read(k, a, place.column(k, N));
+    }
+
+    // values[k], which begin at `column`, scaled and shifted.
+    __device__ inline void apply(float (&values)[N], int k, const Forward& a, int column) {
+        float scale[N], shift[N];
+        if (!KEPT) read(k, a, column);
+        weight[KEPT ? k : 0].get(scale);
+        if (CENTRED) bias[KEPT && CENTRED ? k : 0].get(shift);
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] = CENTRED ? values[i] * scale[i] + shift[i] : values[i] * scale[i];
+    }
+};
+
+// The mean of a row, taken off its elements, and what is left to know of it.
+template <int N, int CHUNKS, bool CENTRED>
+__device__ inline Statistics centre(
+    float (&values)[CHUNKS][N], float& average, const Place<0>& place, int width, int full_width, float eps,
+    float* scratch) {
+    float sum[1] = {0.0f}, sums[CENTRED ? 2 : 1] = {};
+    average = 0.0f;
     if (CENTRED) {
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++) {
+            float part = 0.0f;  // sums of sums lose less to rounding than one long sum
+#pragma unroll
+            for (int i = 0; i < N; i++) part += values[k][i];  // 0 beyond the row
+            sum[0] += part;
+        }
         row_sums<1>(sum, place, scratch);
         average = sum[0] / (float)full_width;
     }
@@ -106,22 +126,36 @@ __device__ inline void normalize(
 #pragma unroll
         for (int i = 0; i < (CENTRED ? 2 : 1); i++) sums[i] += parts[i];
     }
-    Statistics found = statistics<CENTRED>(sums, place, full_width, eps, scratch);
-    if (place.lane == 0 && width) a.keep(row, average + found.mean, found.rstd);
+    return statistics<CENTRED>(sums, place, full_width, eps, scratch);
+}
+
+// Rows in registers, N elements in an access, ELEMENTS of a row in a thread.
+template <int N, int ELEMENTS, bool KEPT, bool CENTRED>
+__device__ inline void normalize(
+    const Forward& a, long long rows, int full_width, int group, float eps, float* scratch) {
+    const int CHUNKS = ELEMENTS / N;
+    Place<0> place(group);
+    Parameters<N, CHUNKS, KEPT, CENTRED> parameters(a, place, full_width);
+    long long step = (long long)gridDim.x * place.groups;
+    int turn = 0;  // the sums of one row and of the next are in different halves of the scratch
+    for (long long first = (long long)blockIdx.x * place.groups; first < rows; first += step) {
+        long long row = first + place.index, start = row * full_width;
+        int width = row < rows ? full_width : 0;  // all threads take part in the sums
+        float values[CHUNKS][N], average;
+        read_row<N, CHUNKS, KEPT>(values, a, place, start, width);
+        Statistics found = centre<N, CHUNKS, CENTRED>(values, average, place, width, full_width, eps, scratch + turn);
+        if (place.lane == 0 && width) a.keep(row, average + found.mean, found.rstd);
 #pragma unroll
-    for (int k = 0; k < CHUNKS; k++) {
-        int column = place.column(k, N);
-        if (column >= width) continue;
-        float scale[N], shift[N];
-        weight[k].get(scale);
-        if (CENTRED && !EARLY) bias[k].read(a.bias + column);
-        if (CENTRED) bias[k].get(shift);
+        for (int k = 0; k < CHUNKS; k++) {
+            int column = place.column(k, N);
+            if (column >= width) continue;
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            float normed = (CENTRED ? values[k][i] - found.mean : values[k][i]) * found.rstd;
-            values[k][i] = CENTRED ? normed * scale[i] + shift[i] : normed * scale[i];
+            for (int i = 0; i < N; i++)
+                values[k][i] = (CENTRED ? values[k][i] - found.mean : values[k][i]) * found.rstd;
+            parameters.apply(values[k], k, a, column);
+            store<N>(a.out + start + column, values[k]);
         }
-        store<N>(a.out + start + column, values[k]);
+        turn ^= 3 * MOST_WARPS;
     }
 }
 
@@ -130,33 +164,39 @@ template <bool CENTRED>
 __device__ inline void normalize_singly(
     const Forward& a, long long rows, int full_width, int group, float eps, float* scratch) {
     Place<0> place(group);
-    long long row = (long long)blockIdx.x * place.groups + place.index, start = row * full_width;
-    int width = row < rows ? full_width : 0;
-    float average = 0.0f, sum[1] = {0.0f}, sums[CENTRED ? 2 : 1] = {};
-    if (a.residual) {
-        for (int i = place.lane; i < width; i += group)
-            a.total[start + i] = narrow<REAL>(widen(a.x[start + i]) + widen(a.residual[start + i]));
-    }
-    const REAL* from = (a.residual ? a.total : a.x) + start;
-    if (CENTRED) {
-        for (int i = place.lane; i < width; i += group) sum[0] += widen(from[i]);
-        row_sums<1>(sum, place, scratch);
-        average = sum[0] / (float)full_width;
-    }
-    for (int i = place.lane; i < width; i += group) add_moments<CENTRED>(sums, widen(from[i]) - average);
-    Statistics found = statistics<CENTRED>(sums, place, full_width, eps, scratch);
-    if (place.lane == 0 && width) a.keep(row, average + found.mean, found.rstd);
-    for (int i = place.lane; i < width; i += group) {
-        float normed = (widen(from[i]) - average - found.mean) * found.rstd * widen(a.weight[i]);
-        a.out[start + i] = narrow<REAL>(CENTRED ? normed + widen(a.bias[i]) : normed);
+    long long step = (long long)gridDim.x * place.groups;
+    int turn = 0;  // the sums of one row and of the next are in different halves of the scratch
+    for (long long first = (long long)blockIdx.x * place.groups; first < rows; first += step) {
+        long long row = first + place.index, start = row * full_width;
+        int width = row < rows ? full_width : 0;
+        float average = 0.0f, sum[1] = {0.0f}, sums[CENTRED ? 2 : 1] = {};
+        if (a.residual) {
+            for (int i = place.lane; i < width; i += group)
+                a.total[start + i] = narrow<REAL>(widen(a.x[start + i]) + widen(a.residual[start + i]));
+        }
+        const REAL* from = (a.residual ? a.total : a.x) + start;
+        if (CENTRED) {
+            for (int i = place.lane; i < width; i += group) sum[0] += widen(from[i]);
+            row_sums<1>(sum, place, scratch + turn);
+            average = sum[0] / (float)full_width;
+        }
+        for (int i = place.lane; i < width; i += group) add_moments<CENTRED>(sums, widen(from[i]) - average);
+        Statistics found = statistics<CENTRED>(sums, place, full_width, eps, scratch + turn);
+        if (place.lane == 0 && width) a.keep(row, average + found.mean, found.rstd);
+        for (int i = place.lane; i < width; i += group) {
+            float normed = (widen(from[i]) - average - found.mean) * found.rstd * widen(a.weight[i]);
+            a.out[start + i] = narrow<REAL>(CENTRED ? normed + widen(a.bias[i]) : normed);
+        }
+        turn ^= 3 * MOST_WARPS;
     }
 }
 
-template <bool CENTRED>
+template <bool WIDE, bool CENTRED>
 __device__ inline void normalize_any(const Forward& a, long long rows, int width, int group, float eps) {
-    __shared__ float scratch[3 * MOST_WARPS];
-    bool whole = width % NEIGHBOURS == 0 && aligned(a.x, 16) && aligned(a.residual, 16) && aligned(a.weight, 16) &&
+    __shared__ float scratch[6 * MOST_WARPS];
+    const int N = NEIGHBOURS, ELEMENTS = WIDE ? WIDE_ELEMENTS : FORWARD_ELEMENTS;
+    bool whole = width % N == 0 && aligned(a.x, 16) && aligned(a.residual, 16) && aligned(a.weight, 16) &&
                  aligned(a.bias, 16) && aligned(a.total, 16) && aligned(a.out, 16);
-    if (whole) normalize<NEIGHBOURS, CENTRED>(a, rows, width, group, eps, scratch);
+    if (whole) normalize<N, ELEMENTS, !WIDE, CENTRED>(a, rows, width, group, eps, scratch);
     else normalize_singly<CENTRED>(a, rows, width, group, eps, scratch);
 }

@@ -5,6 +5,7 @@
 
 #define MOST_THREADS 512
 #define MOST_WARPS (MOST_THREADS / 32)
+#define WIDE_ELEMENTS 32  // of a row in a thread where rows are long
 #define NEIGHBOURS (16 / (int)sizeof(REAL))
 
 // Which row of a block and which of its chunks are this thread's. FIXED is the number of threads of a

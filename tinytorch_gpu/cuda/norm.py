@@ -7,9 +7,9 @@ from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .launch import ELEMENTS, Source, element, empty, packed, processors
 
 _MOST_THREADS, _SHORT_BLOCK = 512, 128
-_FORWARD_ELEMENTS, _BACKWARD_ELEMENTS, _WIDE_ELEMENTS = 32, 16, 32  # of a row in a thread
+_RESIDENT = 512  # threads of the forward that the registers of a processor are enough for
+_FORWARD_ELEMENTS, _BACKWARD_BYTES, _WIDE_ELEMENTS = 16, 32, 32  # of a row in a thread
 _MOST_WIDTH = _MOST_THREADS * _WIDE_ELEMENTS
-_NARROW_WIDTH = _MOST_THREADS * _BACKWARD_ELEMENTS
 _ROWS_A_PARTIAL, _LEAST_PARTIALS = 64, 16
 
 SOURCE = Source(
@@ -21,6 +21,8 @@ SOURCE = Source(
 )
 _layer_forward = SOURCE.kernel("layer_norm_forward")
 _rms_forward = SOURCE.kernel("rms_norm_forward")
+_layer_forward_wide = SOURCE.kernel("layer_norm_forward_wide")
+_rms_forward_wide = SOURCE.kernel("rms_norm_forward_wide")
 _layer_backward = SOURCE.kernel("layer_norm_backward")
 _rms_backward = SOURCE.kernel("rms_norm_backward")
 _layer_backward_wide = SOURCE.kernel("layer_norm_backward_wide")
@@ -51,15 +53,22 @@ def _forward(x: Any, residual: Any, weight: Any, bias: Any, eps: float, centred:
     out, rstd = empty(x, x.shape), empty(x, per_row, "float32")
     mean = empty(x, per_row, "float32") if centred else None
     total = None if residual is None else empty(x, x.shape)
-    group = _group(width, x.dtype.itemsize, _FORWARD_ELEMENTS)
+    wide = width > _MOST_THREADS * _FORWARD_ELEMENTS
+    group = _group(width, x.dtype.itemsize, _WIDE_ELEMENTS if wide else _FORWARD_ELEMENTS)
     block = group if group > 32 else _SHORT_BLOCK
-    grid, last = -(-rows * group // block), (rows, width, group, eps)
-    normed, variant = x if total is None else total, _variant(x, weight)
+    # Blocks stay for the whole launch, so that each reads the weights once.
+    grid = min(-(-rows * group // block), processors(x) * max(1, _RESIDENT // block))
+    last, normed, variant = (
+        (rows, width, group, eps),
+        x if total is None else total,
+        _variant(x, weight),
+    )
     if centred:
-        results = (total, out, mean, rstd)
-        _layer_forward(grid, block, x, residual, weight, bias, *results, *last, **variant)
+        kernel, results = _layer_forward_wide if wide else _layer_forward, (total, out, mean, rstd)
+        kernel(grid, block, x, residual, weight, bias, *results, *last, **variant)
         return total, out, (normed, weight, mean, rstd)
-    _rms_forward(grid, block, x, residual, weight, total, out, rstd, *last, **variant)
+    kernel = _rms_forward_wide if wide else _rms_forward
+    kernel(grid, block, x, residual, weight, total, out, rstd, *last, **variant)
     return total, out, (normed, weight, rstd)
 
 
@@ -68,8 +77,9 @@ def _backward(residuals: Any, dout: Any, dtotal: Any = None) -> Any:
     x, weight, *mean, rstd = residuals
     x, weight, dout, dtotal = map(packed, (x, weight, dout, dtotal))
     width = x.shape[-1]
-    rows, wide = x.size // width, width > _NARROW_WIDTH
-    group = _MOST_THREADS if wide else _group(width, x.dtype.itemsize, _BACKWARD_ELEMENTS)
+    rows, elements = x.size // width, _BACKWARD_BYTES // x.dtype.itemsize
+    wide = width > _MOST_THREADS * elements
+    group = _MOST_THREADS if wide else _group(width, x.dtype.itemsize, elements)
     count = _partials(x, rows, _MOST_THREADS // group)
     sums = 2 if mean else 1
     dx, partial = empty(x, x.shape), empty(x, (sums, count, width), "float32")
