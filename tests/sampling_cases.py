@@ -71,6 +71,7 @@ SAMPLING: list[Case] = [
     Case("argmax", "not a number", (fixed([[0.0, 5, np.nan, np.nan], [np.inf, 1, 2, np.nan]]),)),
     Case("mark_seen", "many", (seen(2, 55), array(_MARKED))),
     Case("mark_seen", "one int32", (seen(3, 7), array([[6], [0], [-1]], "int32"))),
+    Case("mark_seen", "none before", (array(np.zeros((3, 7)), "bool"), array([[0], [6], [3]]))),
     Case("mark_seen", "no ids", (seen(2, 5), array(np.zeros((2, 0))))),
     *(
         Case("penalize", f"{shape}", (normal(*shape), seen(*shape), array(factor, "float32")),
