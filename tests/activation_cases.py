@@ -36,6 +36,7 @@ ACTIVATION: list[Case] = [
 DROPOUT: list[Case] = [
     _draws(1, 1, 0, 0.5), _draws(3, 2, 9, 0.1), _draws(8, 3, 2**33 + 1, 0.5), _draws(1029, 4, 5, 0.9),
     _draws(4099, 2**64 - 1, 2**64 - 1, 0.2), _draws(0, 1, 1, 0.5), _draws(64, 5, 5, 0.0),
+    Case("dropout", "(4, 64)", (normal(4, 64), state(3, 1)), {"p": 0.25}),
     Case("dropout", "(2, 3, 5)", (normal(2, 3, 5), state(6, 7)), {"p": 0.25}),
     Case("dropout", "NaN and infinity", (fixed(_ENDS * 3), state(8, 9)), {"p": 0.5}, smooth=False),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from activation_cases import ACTIVATION, DROPOUT
 from attention_cases import ATTENTION, turns
-from cached_attention_cases import CACHED
+from cached_attention_cases import CACHED, ROTARY
 from case_specs import (
     Case,
     DType,
@@ -22,7 +22,7 @@ from case_specs import (
     weight,
 )  # fmt: skip
 from embedding_cases import EMBEDDING
-from flash_cases import FLASH
+from flash_cases import FLASH, FLASH_NOT_FINITE
 from linear_cases import LINEAR
 from loss_cases import LOSS
 from norm_cases import NORM
@@ -50,6 +50,7 @@ def _elementwise_cases() -> list[Case]:
     for name in ("add", "subtract", "multiply", "divide"):
         for note, a, b in (
             ("same shape", normal(2, 3), positive(2, 3)),
+            ("rows of whole vectors", normal(5, 24), positive(5, 24)),
             ("broadcast right", normal(2, 3, 4), positive(4)),
             ("broadcast left", normal(3, 1), positive(2, 1, 4)),
             ("scalars of an array", normal(3), positive()),
@@ -240,5 +241,6 @@ CASES: list[Case] = [
 # What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
 # gradients; makers are compared with their references on them too.
 KERNEL_CASES: list[Case] = [
-    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *FLASH, *LINEAR, *LOSS, *NORM, *OPTIMIZER_KERNELS, *SAMPLING,
+    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LOSS, *NORM,
+    *OPTIMIZER_KERNELS, *ROTARY, *SAMPLING,
 ]  # fmt: skip
