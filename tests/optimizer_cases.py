@@ -24,6 +24,12 @@ def _adamw(
     return Case("adamw", note, (*specs, _float32(1, *shape) if master else None, *numbers), options)
 
 
+def _sgd(note: str, *shape: int, scale: float = 1.0, master: bool = False, **options: Any) -> Case:
+    velocity = _float32(0.1, *shape) if options.get("momentum") else None
+    specs = (normal(*shape), normal(*shape), velocity, _float32(1, *shape) if master else None)
+    return Case("sgd", note, (*specs, array(0.05, "float32"), array(scale, "float32")), options)
+
+
 _ZEROS = (_float32(0.0, 5, 3), _float32(0.0, 5, 3))
 
 # For every test of operations.
@@ -32,6 +38,11 @@ OPTIMIZER: list[Case] = [
     _adamw("masters", 9, 8, master=True),
     _adamw("the first step", 5, 3, step=1, moments=_ZEROS),
     _adamw("a step skipped", 40, scale=0.0, master=True),
+    _sgd("plain", 3, 5),
+    _sgd("decay and masters", 7, weight_decay=0.1, master=True),
+    _sgd("momentum", 2, 9, momentum=0.9),
+    _sgd("a step skipped", 8, scale=0.0, momentum=0.9),
+    _sgd("nesterov", 33, momentum=0.8, nesterov=True, weight_decay=0.01, scale=0.5),
     Case("gradient_norm", "one", (normal(3, 5),)),
     Case("gradient_norm", "three", (normal(33), normal(2, 8), normal(1))),
     *(

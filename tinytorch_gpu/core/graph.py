@@ -71,12 +71,13 @@ def _deliver(tensor: Any, gradient: Any, pending: Any, owned: set[int]) -> None:
     """Add a gradient to a leaf's, or to what waits for the node of another Tensor.
 
     A leaf's gradient is its own: an array that is part of another or has been given away (``owned``)
-    is copied, so that writing to one gradient changes no other.
+    is copied, so that writing to one gradient changes no other. More is added in place.
     """
     if tensor.node is None:
         if tensor.grad is not None:
-            gradient = tensor.grad.data + gradient
-        elif id(gradient) in owned or getattr(gradient, "base", None) is not None:
+            tensor.grad.data[...] += gradient
+            return
+        if id(gradient) in owned or getattr(gradient, "base", None) is not None:
             gradient = namespace(gradient).asarray(gradient, copy=True)
         owned.add(id(gradient))
         tensor.hold(gradient)

@@ -4,6 +4,7 @@ GPT-2, LLaMA and the course's model are settings of one class (``TransformerConf
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -16,6 +17,7 @@ from .attention import MultiHeadAttention, Positions
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, Rotary, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
 from .module import Builder, Module, as_tensor, megabytes
+from .recompute import recompute
 from .tensor import Tensor, no_grad, wrap
 
 __all__ = ["LayerNorm", "PositionwiseFeedForward", "Transformer", "TransformerBlock"]
@@ -119,7 +121,8 @@ class Transformer(Module):
     """Logits for the next token from the tokens so far.
 
     The keyword ``choices`` are the fields of ``TransformerConfig``. ``device`` is "auto", "cpu" or
-    "cuda:0"; ``dtype`` how the weights are stored; ``seed`` makes them repeatable.
+    "cuda:0"; ``dtype`` how the weights are stored; ``seed`` makes them repeatable. With ``recompute``
+    set, training keeps only the input of each block and runs it again in the backward.
     """
 
     def __init__(
@@ -189,10 +192,10 @@ class Transformer(Module):
         self.final_norm = NORMS[config.norm](width, config.norm_eps, build=build)
         self.head = Linear(width, {"vocab": config.vocab_size}, config.head_bias, std, build=build) \
             if not config.tie_embeddings else None  # fmt: skip
-        generator = Generator(self.device, seed)
+        self.recompute, self.generator = False, Generator(self.device, seed)
         for module in self.modules():
             if isinstance(module, Dropout):
-                module.generator = generator
+                module.generator = self.generator
 
     def _positions(self, build: Builder) -> tuple[Any, Any]:
         """The additive position encoding, and the rotary one: at most one of them."""
@@ -249,10 +252,12 @@ class Transformer(Module):
         weights: list[Tensor] = []
         for i, block in enumerate(self.transformer_blocks):
             with nvtx.span(self._ranges[i], "layer", i):
-                x = block(
-                    x, mask, return_attention_weights, cache=cache, layer=i, rotary=self.rotary,
-                    positions=positions,
+                run = functools.partial(
+                    block, mask=mask, return_attention_weights=return_attention_weights,
+                    cache=cache, layer=i, rotary=self.rotary, positions=positions,
                 )  # fmt: skip
+                again = self.recompute and not return_attention_weights
+                x = recompute(run, x, self.generator) if again else run(x)
             if return_attention_weights:
                 x, layer_weights = x
                 weights.append(layer_weights)
@@ -296,7 +301,7 @@ class Transformer(Module):
                 yield "lm_head_bias", self.head.bias.data
 
     def moved(self, place: Device) -> None:
-        self.device = place
+        self.device = self.generator.device = place
 
     def to(self, target: Any) -> "Transformer":
         """Move to a device, or store the weights in a dtype ("bfloat16"), in place; return self."""

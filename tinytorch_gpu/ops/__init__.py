@@ -29,7 +29,7 @@ from .lengths import advance
 from .linear import linear, matmul
 from .loss import cross_entropy
 from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from .optimizer import adamw, clip_scale, gradient_norm
+from .optimizer import adamw, clip_scale, gradient_norm, sgd
 from .reduction import max, mean, softmax, sum
 from .rotary import rotary
 from .sampling import argmax, mark_seen, penalize, sample
@@ -40,6 +40,6 @@ __all__ = [
     "attention_with_weights", "cached_attention", "cast", "clip_scale", "concat", "cross_entropy", "divide", "dropout", "embedding",
     "exp", "geglu", "gelu", "gelu_tanh", "getitem", "gradient_norm", "layer_norm", "linear", "log", "mark_seen", "matmul", "max",
     "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
-    "rotary", "sample", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",
+    "rotary", "sample", "sgd", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",
     "where",
 ]  # fmt: skip

@@ -47,6 +47,31 @@ def _unbiased(xp: Any, moment: Any, beta: float, times: Any) -> Any:
     return moment / xp.astype(-xp.expm1(times * math.log(beta)), moment.dtype)
 
 
+@op(mutates=("param", "velocity", "master"), differentiable=False)
+def sgd(
+    param: Any, grad: Any, velocity: Any, master: Any, rate: Any, scale: Any,
+    *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0,
+) -> Any:  # fmt: skip
+    """One step of stochastic gradient descent on ``param``, in place; returns it.
+
+    ``velocity`` is None without ``momentum``; for the rest see ``adamw``. The decay is added to the
+    gradient.
+    """
+    xp, real = namespace(param), rate.dtype
+    taken = scale != 0
+    weights = narrow(widen(param) if master is None else master, real)
+    gradient = narrow(widen(grad), real) * narrow(scale, real) + weight_decay * weights
+    if velocity is not None:
+        fresh = momentum * velocity + gradient
+        velocity[...] = xp.where(taken, fresh, velocity)
+        gradient = gradient + momentum * fresh if nesterov else fresh
+    weights = weights - rate * gradient
+    if master is not None:
+        master[...] = xp.where(taken, weights, master)
+    param[...] = xp.where(taken, narrow(weights, param.dtype), param)
+    return param
+
+
 @op(differentiable=False)
 def gradient_norm(*grads: Any) -> Any:
     """The length of all ``grads`` as one vector: the root of the sum of their squares, a scalar."""
