@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +39,7 @@ def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> P
     with _Replacement(target) as new:
         _write_weights(model, config["model_type"], new.path(SINGLE))
         if tokenizer is not None:
-            _write_tokenizer(tokenizer, new)
+            write_tokenizer(tokenizer, new.path)
         new.path("config.json").write_text(_json(config), encoding="utf-8")
     return target
 
@@ -51,8 +52,8 @@ def _one_or_list(ids: tuple[int, ...]) -> int | list[int] | None:
     return list(ids) if len(ids) > 1 else (ids[0] if ids else None)
 
 
-def _write_tokenizer(tokenizer: Any, new: "_Replacement") -> None:
-    """Write the three files that Hugging Face spreads a tokenizer over."""
+def write_tokenizer(tokenizer: Any, path: Callable[[str], Path]) -> None:
+    """Write the three files that Hugging Face spreads a tokenizer over, each to ``path`` of its name."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -65,9 +66,9 @@ def _write_tokenizer(tokenizer: Any, new: "_Replacement") -> None:
         config["chat_template"] = tokenizer.chat_template
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": _one_or_list(tokenizer.eos_ids),
            "pad_token_id": tokenizer.pad_id}  # fmt: skip
-    new.path("tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
-    new.path("tokenizer_config.json").write_text(_json(config), encoding="utf-8")
-    new.path("generation_config.json").write_text(_json(ids), encoding="utf-8")
+    path("tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
+    path("tokenizer_config.json").write_text(_json(config), encoding="utf-8")
+    path("generation_config.json").write_text(_json(ids), encoding="utf-8")
 
 
 def _tokenizer_json(tokenizer: Any) -> str:
@@ -124,16 +125,16 @@ class _Replacement:
         try:
             if kind is None:
                 for written in self.new.values():
-                    _flush(written)
+                    flush(written)
                 for final, written in self.new.items():
                     os.replace(written, final)
-                _flush(self.folder)
+                flush(self.folder)
         finally:
             for written in self.new.values():
                 written.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder

@@ -103,7 +103,12 @@ class Tokenizer:
         # The library's own error depends on its version, so look first.
         if isinstance(text, str) and any("\ud800" <= char <= "\udfff" for char in text):
             raise ValueError("the text holds lone surrogates: it is no valid Unicode")
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # the library raises bare Exceptions
+            if not isinstance(text, str):
+                raise
+            raise ValueError(f"no tokens for {_short(text)}: {_line(error)}") from None
         if self.add_bos and add_special_tokens and self.bos_id is not None:
             return [self.bos_id, *ids]
         return ids
@@ -155,6 +160,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _token_id(backend: Any, token: Any) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
     return backend.token_to_id(text) if isinstance(text, str) else None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def _line(error: Exception) -> str:

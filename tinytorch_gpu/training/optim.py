@@ -11,6 +11,7 @@ from typing import Any
 from .. import ops
 from ..backend import DEVICES, dtype_name, is_half, kind, namespace, to_numpy
 from ..backend import assign as copy_into
+from ..backend import dtype as named_dtype
 from ..core.module import Module
 from ..core.tensor import Parameter, Tensor
 
@@ -29,7 +30,7 @@ def _groups(params: Params, decay: float) -> list[_Group]:
     given = list(params)
     if not given:
         raise ValueError("an optimizer needs at least one parameter")
-    dicts = given if isinstance(given[0], Mapping) else [{"params": given}]
+    dicts: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
     made, count, seen = [], 0, set()
     for entry in dicts:
         unknown = set(entry) - {"params", "weight_decay", "lr"}
@@ -96,7 +97,9 @@ class _Optimizer:
     def _fresh(self, parameter: Parameter) -> dict[str, Any]:
         """Zeros for each slot, and for 16-bit weights the float32 ones that they are rounded from."""
         wide = "float64" if dtype_name(parameter.dtype) == "float64" else "float32"
-        made = {slot: self.device.zeros(parameter.shape, wide) for slot in self.slots}
+        # They lie in memory as the parameter does, so that a step goes through all of them at once.
+        xp, kind_of = self.device.xp, named_dtype(wide)
+        made = {slot: xp.zeros_like(parameter.data, dtype=kind_of) for slot in self.slots}
         if is_half(parameter.data):
             made["master"] = namespace(parameter.data).astype(
                 parameter.data, self.device.xp.float32
@@ -203,6 +206,7 @@ class AdamW(_Optimizer):
             return
         for name, parameter in given:
             slots, gradient = self.state[name], parameter.grad
+            assert gradient is not None  # step() gives none without
             ops.adamw(parameter.data, gradient.data, slots["first"], slots["second"], slots.get("master"),
                       rate, self.count, scale, **options)  # fmt: skip
 
@@ -220,9 +224,11 @@ class AdamW(_Optimizer):
         places = tuple(x.data.ptr for five in arrays for x in five if x is not None)
         key = (id(group), dtype_name(arrays[0][0].dtype), dtype_name(arrays[0][1].dtype))
         if self._tables.get(key, (None, None))[0] != places:
-            columns = [list(column) for column in zip(*arrays, strict=True)]
-            masters = None if columns[4][0] is None else columns[4]
-            self._tables[key] = places, TensorTable(*columns[:4], masters)
+            params, grads, firsts, seconds, masters = (
+                list(column) for column in zip(*arrays, strict=True)
+            )
+            held = None if masters[0] is None else masters
+            self._tables[key] = places, TensorTable(params, grads, firsts, seconds, held)
         adamw_many(self._tables[key][1], rate, self.count, scale, **options)
         return True
 
@@ -258,6 +264,7 @@ class SGD(_Optimizer):
         }
         for name, parameter in given:
             slots, gradient = self.state[name], parameter.grad
+            assert gradient is not None  # step() gives none without
             ops.sgd(parameter.data, gradient.data, slots.get("velocity"), slots.get("master"), rate,
                     scale, **options)  # fmt: skip
 

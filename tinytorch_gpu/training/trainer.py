@@ -1,0 +1,292 @@
+"""The loop: batches in, a loss, its gradients, an update; evaluation, checkpoints and samples between."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .. import nvtx, ops
+from ..backend import to_numpy
+from ..checkpoint import open_model
+from ..core.tensor import Tensor, no_grad, wrap
+from ..core.transformers import Transformer
+from .batches import DataLoader, windows
+from .config import TrainingConfig
+from .data import TokenDataset
+from .optim import LossScaler, clip_grad_norm
+from .run import Run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did. ``skipped``: its float16 gradients were not finite, so nothing changed."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    skipped: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The pace of this step."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class CrossEntropyLoss:
+    """The mean loss of next tokens: logits (..., V) and ids (...) to a scalar Tensor."""
+
+    def __init__(self, ignore_index: int = -100, label_smoothing: float = 0.0):
+        self.options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+
+    def __call__(self, logits: Tensor, targets: Any) -> Tensor:
+        flat = logits.reshape(-1, logits.shape[-1])
+        ids = targets.data if isinstance(targets, Tensor) else targets
+        return ops.cross_entropy(flat, logits.device.asarray(ids).reshape(-1), **self.options)
+
+
+class Trainer:
+    """Trains ``model`` on ``dataset`` by ``config``; with a ``run`` it saves and logs there.
+
+    ``step()`` makes one update, ``train()`` all of them. One wait for the device a step, for the loss.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        dataset: TokenDataset,
+        config: TrainingConfig,
+        run: Run | None = None,
+    ):
+        if dataset.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the data has ids up to {dataset.vocab_size - 1}, the model a vocabulary of "
+                f"{model.config.vocab_size}: set its vocab_size to {dataset.vocab_size}"
+            )
+        if config.length > model.config.max_seq_length:
+            raise ValueError(
+                f"length ({config.length}) exceeds the model's max_seq_length "
+                f"({model.config.max_seq_length}): shorten it"
+            )
+        self.model, self.dataset, self.config, self.run = model, dataset, config, run
+        self.loader = DataLoader(dataset.train, config.batch, config.length, seed=config.seed)
+        self.optimizer, self.schedule = config.make_optimizer(model), config.make_schedule()
+        self.scaler = LossScaler() if model.dtype.name == "float16" else None
+        self.loss = CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.steps_done, self.best, self.best_step = 0, math.inf, None
+        model.recompute = config.recompute
+        self.named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+    # --- one update ---
+    def step(self) -> StepResult:
+        """Make one update. A loss or gradient that is not finite is a FloatingPointError that names it;
+        nothing has changed then (in float16 the step is skipped and the scale halved)."""
+        began, number = time.perf_counter(), self.steps_done
+        rate = self.optimizer.lr = self.schedule(number)
+        self.model.train()
+        with nvtx.span("train.step", "phase", number), self.model.device.active():
+            loss = self._gradients(number)
+            with nvtx.span("train.update", "phase", number):
+                norm, scale = self._scale()
+                self.optimizer.step(scale)
+            value, length = self._read(loss, norm)
+        skipped = not (math.isfinite(value) and math.isfinite(length))
+        if skipped:
+            self._not_finite(number, value)
+        elif self.scaler is not None:
+            self.scaler.update(True)
+        self.optimizer.zero_grad()
+        self.steps_done += 1
+        seconds = time.perf_counter() - began
+        return StepResult(
+            number + 1, value, length, rate, self.config.tokens_per_step, seconds, skipped
+        )
+
+    def _gradients(self, number: int) -> Any:
+        """Gradients of the mean loss over all batches of a step; returns that loss, on the device."""
+        parts, total = self.config.accumulate, None
+        factor = (1.0 if self.scaler is None else self.scaler.scale) / parts
+        for _ in range(parts):
+            inputs, targets = self.loader.next()
+            with nvtx.span("train.forward", "phase", number):
+                loss = self.loss(self.model(inputs), targets)
+            with nvtx.span("train.backward", "phase", number):
+                loss.backward(self.model.device.asarray(factor, loss.dtype))
+            total = loss.data / parts if total is None else total + loss.data / parts
+        return total
+
+    def _scale(self) -> tuple[Any, Any]:
+        """(the length of the true gradients, what to multiply the present ones by), on the device."""
+        clip = self.config.clip or math.inf
+        if self.scaler is None:
+            norm, scale = clip_grad_norm(self.named, clip)
+            return norm.data, scale.data
+        grown = self.scaler.scale
+        norm, scale = clip_grad_norm(self.named, clip * grown)
+        return norm.data / grown, scale.data / grown
+
+    def _read(self, loss: Any, norm: Any) -> tuple[float, float]:
+        """Both numbers at once: the one wait of a step."""
+        xp = self.model.device.xp
+        value, length = to_numpy(
+            xp.stack([xp.astype(x, xp.float64) for x in (loss, norm)])
+        ).tolist()
+        return value, length
+
+    def _not_finite(self, number: int, loss: float) -> None:
+        """Skip a step under loss scaling; else end the run, and say where it went wrong."""
+        if self.scaler is not None and math.isfinite(loss):
+            self.scaler.update(False)
+            return
+        named = [n for n, p in self.named if p.grad is not None and not _finite(p.grad.data)]
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
+        where = f"; the first gradient that is not finite: {named[0]}" if named else ""
+        last = self.run.newest() if self.run is not None else None
+        after = f"; the last good checkpoint is {last}" if last else ""
+        self.optimizer.zero_grad()
+        raise FloatingPointError(
+            f"step {number + 1}: {what}{where}{after}. Lower the learning rate, or clip."
+        )
+
+    # --- evaluation ---
+    def evaluate(self, tokens: Any = None) -> float:
+        """The mean loss of every token of ``tokens`` (default: the validation part, of which
+        ``config.eval_tokens`` are taken)."""
+        given = self.dataset.val if tokens is None else tokens
+        if tokens is None and self.config.eval_tokens:
+            given = given[: self.config.eval_tokens + 1]
+        if len(given) < 2:
+            raise ValueError(
+                f"{len(given)} tokens are too few to evaluate on: build the data with a larger val_fraction"
+            )
+        total, count, plain = 0.0, 0, CrossEntropyLoss()
+        training = self.model.training
+        self.model.eval()
+        with no_grad(), self.model.device.active():
+            for inputs, targets in windows(given, self.config.batch, self.config.length):
+                loss = plain(self.model(inputs), targets)
+                total, count = total + loss.item() * targets.size, count + targets.size
+        self.model.train(training)
+        return total / count
+
+    def sample(self, prompt: Any = None) -> numpy.ndarray:
+        """Ids that the model writes now, after ``prompt`` (default: the first token of validation)."""
+        start = self.dataset.val[:1] if prompt is None else prompt
+        training, room = self.model.training, self.model.config.max_seq_length - 1
+        self.model.eval()
+        made = self.model.generate(
+            [list(map(int, start))], max_new_tokens=min(self.config.sample_tokens, room), temperature=0.8,
+            top_k=200, seed=self.config.seed,
+        )  # fmt: skip
+        self.model.train(training)
+        return numpy.asarray(to_numpy(made[0].data))
+
+    # --- the whole run ---
+    def train(self, callback: Callable[[StepResult, dict[str, Any]], None] | None = None) -> None:
+        """Make all steps that are left. ``callback`` is told each one, with what it logged. Ctrl-C ends it
+        after a step and with a checkpoint."""
+        config = self.config
+        try:
+            while self.steps_done < config.steps:
+                found, extra = self.step(), {}
+                if _due(found.step, config.eval_every, config.steps) and len(self.dataset.val) > 1:
+                    extra["val_loss"] = self.evaluate()
+                    if extra["val_loss"] < self.best:
+                        self.best, self.best_step = extra["val_loss"], found.step
+                if self.run is not None:
+                    self._record(found, extra)
+                if callback is not None:
+                    callback(found, extra)
+        except KeyboardInterrupt:
+            if self.run is not None and self.steps_done not in self.run.steps():
+                self.optimizer.zero_grad()
+                self.save()
+            raise
+
+    def _record(self, found: StepResult, extra: dict[str, Any]) -> None:
+        """Log a step, and save if it is time or if there is none better."""
+        assert self.run is not None
+        config = self.config
+        if extra or _due(found.step, config.log_every, config.steps):
+            values = {k: v for k, v in asdict(found).items() if v is not False}
+            values["tokens_per_second"] = found.tokens_per_second
+            finite = {
+                k: v if not isinstance(v, float) or math.isfinite(v) else None
+                for k, v in values.items()
+            }
+            self.run.log({**finite, **extra})
+        if _due(found.step, config.save_every, config.steps) or self.best_step == found.step:
+            self.save()
+
+    # --- saving ---
+    def state(self) -> dict[str, Any]:
+        """All that is not weights or optimizer arrays, in plain values."""
+        return {
+            "step": self.steps_done, "count": int(to_numpy(self.optimizer.count)),
+            "data": {**self.loader.state_dict(), "digest": self.dataset.digest},
+            "random": {"seed": self.model.generator.seed, "offset": self.model.generator.offset},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "best": None if self.best_step is None else [self.best, self.best_step],
+        }  # fmt: skip
+
+    def save(self) -> Path:
+        """Write a checkpoint of now into the run and return its folder."""
+        if self.run is None:
+            raise ValueError(
+                "this trainer has no run to save into: Trainer(..., run=Run.create(folder, {}))"
+            )
+        arrays = {n: x for n, x in self.optimizer.state_dict().items() if n != "step"}
+        path = self.run.save(
+            self.steps_done, self.model, self.dataset.tokenizer, arrays, self.state()
+        )
+        self.run.tidy(self.config.keep, self.best_step)
+        return path
+
+    def restore(self, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint holds beside the weights; what does not fit is a ValueError."""
+        if state["data"]["digest"] != self.dataset.digest:
+            raise ValueError(
+                "the run was begun with other data: give it the texts and tokenizer of then"
+            )
+        self.loader.load_state_dict(state["data"])
+        self.optimizer.load_state_dict({**arrays, "step": state["count"]})
+        self.model.generator.seed = int(state["random"]["seed"])
+        self.model.generator.offset = int(state["random"]["offset"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if state["best"] is not None:
+            self.best, self.best_step = float(state["best"][0]), int(state["best"][1])
+        self.steps_done = int(state["step"])
+
+    @classmethod
+    def resume(
+        cls, folder: str | Path, device: Any = "auto", steps: int | None = None
+    ) -> "Trainer":
+        """Go on with the run in ``folder`` from its newest checkpoint, for ``steps`` in all if given."""
+        run = Run(folder)
+        about = run.about()
+        path, arrays, state = run.load()
+        config = TrainingConfig.from_dict(
+            {**about["training"], **({"steps": steps} if steps else {})}
+        )
+        model = open_model(path).load(device=device, dtype=about["dtype"])
+        trainer = cls(model, TokenDataset.open(about["data"]), config, run)
+        trainer.restore(arrays, state)
+        run.forget_after(trainer.steps_done)
+        run.tidy(config.keep, trainer.best_step)
+        return trainer
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _finite(array: Any) -> bool:
+    xp = wrap(array).device.xp
+    return bool(to_numpy(xp.all(xp.isfinite(array))))
