@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
     if (STAGES == 2 && head < head_stop) bring(head, first, 0);
     copy_commit();
     while (head < head_stop) {
-        const bool over = first + OTHER >= query_stop;
+        const bool over = first + OTHER >= query_stop;  // the next tile is the next head's
         const int next_head = head + over, next = over ? query0 : first + OTHER;
         if (STAGES == 1) bring(head, first, 0);
         else if (next_head < head_stop) bring(next_head, next, stage ^ 1);

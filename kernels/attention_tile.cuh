@@ -125,19 +125,26 @@ __device__ inline void write(REAL* to, const REAL* tile, long long stride, int f
     }
 }
 
-// A warp's accumulators, each row times its factor, into its rows and columns of a tile.
+// A warp's accumulators, each row times its factor, into its rows and columns of a tile: neighbours together.
 template <int UNITS, int COLUMNS>
 __device__ inline void put(REAL* tile, const float (&c)[UNITS][COLUMNS / 8][4], int row0, int column0,
                            const float (&factor)[UNITS][Place::SLOTS]) {
+    const int beside = CORES ? 2 : Places<false>::Beside<COLUMNS>::value, each_j = CORES ? 1 : beside;
 #pragma unroll
     for (int u = 0; u < UNITS; u++)
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j++)
+        for (int j = 0; j < COLUMNS / 8; j += each_j)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int slot = Place::slot(i), row = row0 + 16 * u + Place::row(slot);
-                float value = factor[u][slot] == 0.0f ? 0.0f : c[u][j][i] * factor[u][slot];
-                tile[place(row, column0 + Place::template wide_column<COLUMNS>(j, i))] = narrow<REAL>(value);
+            for (int i = 0; i < 4; i += CORES ? beside : 1) {
+                const int slot = Place::slot(i), row = row0 + 16 * u + Place::row(slot);
+                const int column = column0 + Place::template wide_column<COLUMNS>(j, i);
+                float values[beside];
+#pragma unroll
+                for (int x = 0; x < beside; x++) {
+                    const float sum = CORES ? c[u][j][i + x & 3] : c[u][j + x % each_j][i];
+                    values[x] = factor[u][slot] == 0.0f ? 0.0f : sum * factor[u][slot];
+                }
+                store<beside>(tile + place(row, column), values);
             }
 }
 
@@ -154,14 +161,14 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
 #endif
 }
 
-// Steps of 16 columns side by side: the turned addresses of all of a wide head would fill the registers.
-static const int UNROLLED = HEAD <= 96 ? HEAD / 16 : 4;
-
 // c = (rows of `own` from row0 on) times (the N rows of `other`), transposed.
 template <int UNITS, int N>
 __device__ inline void dot_by_cores(float (&c)[UNITS][N / 8][4], const REAL* own, int row0, const REAL* other) {
     const int lane = threadIdx.x & 31;
-#pragma unroll UNROLLED
+    // Two steps have loads enough to overlap; the turned addresses of more would fill the registers. Where there are
+    // two units, the head is short, and all its addresses are no more than what a loop would keep.
+    const int unrolled = UNITS == 2 ? HEAD / 16 : 2;
+#pragma unroll unrolled
     for (int d = 0; d < HEAD; d += 16) {
         unsigned a[UNITS][4];
 #pragma unroll

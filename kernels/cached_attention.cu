@@ -213,7 +213,7 @@ template <int EACH> __device__ inline void append_all(const NewTokens& fresh, co
     each_part(tokens, fresh.heads + 2 * fresh.kv_heads - skipped, fresh.width / EACH, appending);
 }
 
-extern "C" __global__ void __launch_bounds__(256) turn_and_append(
+extern "C" __global__ void __launch_bounds__(256, 4) turn_and_append(
         const REAL* packed, CACHE* keys, CACHE* values, const int* table, const long long* starts,
         const void* cos, const void* sin, const long long* positions, REAL* queries,
         long long per_batch, int half_width, int kind,
