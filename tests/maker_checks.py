@@ -46,7 +46,7 @@ def accepted(place: Device) -> list[Any]:
     """Every (case, storage) that some maker of the device takes."""
     backend.load_makers(place.kind)
     found = []
-    for case in CASES if place.kind == "cpu" else (*CASES, *KERNEL_CASES):
+    for case in (*CASES, *KERNEL_CASES):
         maker = maker_of(case, place)
         for floats, weights in STORAGES if maker else []:
             if floats != weights and not any(getattr(s, "weight", False) for s in case.specs):

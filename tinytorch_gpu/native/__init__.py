@@ -4,16 +4,35 @@ Where the references make a temporary for every step, these write into buffers, 
 stay in cache, and choose the product that suits the layout.
 """
 
-from . import activation, attention, decode, elementwise, embedding, linear, norm, rotary, sampling
+from . import (
+    activation,
+    attention,
+    decode,
+    dropout,
+    elementwise,
+    embedding,
+    linear,
+    loss,
+    norm,
+    optimizer,
+    rotary,
+    sampling,
+)
+from .buffers import keep_freed_memory
 
 __all__ = [
     "activation",
     "attention",
     "decode",
+    "dropout",
     "elementwise",
     "embedding",
     "linear",
+    "loss",
     "norm",
+    "optimizer",
     "rotary",
     "sampling",
 ]
+
+keep_freed_memory()

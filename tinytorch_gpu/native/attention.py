@@ -1,9 +1,15 @@
-"""Attention in blocks of queries: the score matrix exists one block at a time.
+"""Attention in blocks of queries: the score matrix exists one block at a time, backwards too.
 
 Each row of the batch is its own problem, with its own length, so a batch of different lengths does
-no work for the padding; keys later than a block's last query are never looked at.
+no work for the padding; keys that no query of a block may see are never looked at. The backward
+makes the weights anew from the log-sum-exp of each row (FlashAttention, Dao et al. 2022), from the
+same products of the same shapes, so that they are the forward's to the last bit: where one score
+is far above the rest, its gradient is a difference of equal numbers.
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -14,8 +20,114 @@ from ..special import append_rows
 from .buffers import plain
 from .rotary import turn
 
-# Queries per block: enough rows for the matrix product, scores that stay in cache.
+# Queries per block: enough rows for the matrix product, and little of a causal block is hidden.
 QUERIES = 128
+# Scores per block, the heads together: 1 MB of float32. One head may need more by itself.
+SCORES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries and key heads of one row of the batch, and the keys that some of them may see."""
+
+    row: int
+    queries: slice
+    heads: slice
+    keys: slice
+    position: int  # of the first query
+
+
+class _Scores:
+    """The scores of one call, block by block.
+
+    The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S).
+    """
+
+    def __init__(self, inputs: Any, causal: bool, scale: float | None, window: int | None):
+        self.q, self.k, _, _, _, lengths, starts, _ = inputs
+        batch, rows, heads, width = self.q.shape
+        keys, self.kv_heads = self.k.shape[1:3]
+        self.groups = heads // self.kv_heads
+        self.causal, self.window = causal, window
+        self.scale = self.q.dtype.type(width**-0.5 if scale is None else scale)
+        # Scaled queries are fewer than scores, and by a power of two exact; any other scale would
+        # round each of them, and large scores would not be the reference's.
+        self.exact = abs(math.frexp(self.scale)[0]) == 0.5
+        self.lengths = [keys] * batch if lengths is None else _per_row(lengths, batch)
+        self.starts = (
+            [n - rows for n in self.lengths] if starts is None else _per_row(starts, batch)
+        )
+        self._scratch: dict[str, Any] = {}
+
+    def blocks(self) -> Iterator[_Block]:
+        """All queries, a block at a time; of a block that sees nothing the keys are empty."""
+        rows, keys = self.q.shape[1], self.k.shape[1]
+        for row, (length, start) in enumerate(zip(self.lengths, self.starts, strict=True)):
+            for first in range(0, rows, QUERIES):
+                queries = slice(first, min(first + QUERIES, rows))
+                high = max(0, min(length, keys, start + queries.stop if self.causal else keys))
+                low = 0 if self.window is None else max(0, start + first - self.window + 1)
+                span = slice(min(low, high), high)
+                each = self.groups * (queries.stop - first) * max(1, high - span.start)
+                count = max(1, SCORES // each)
+                for head in range(0, self.kv_heads, count):
+                    heads = slice(head, min(head + count, self.kv_heads))
+                    yield _Block(row, queries, heads, span, start + first)
+
+    def buffer(self, name: str, *shape: int) -> Any:
+        """An array to write to, of the same memory each time."""
+        size = numpy.prod(shape, dtype=int)
+        held = self._scratch.get(name)
+        if held is None or held.size < size:
+            held = self._scratch[name] = numpy.empty(size, self.q.dtype)
+        return held[:size].reshape(shape)
+
+    def by_head(self, x: Any, block: _Block) -> Any:
+        """The view (K, G, T, ...) of a block's queries in ``x`` (B, T, H, ...)."""
+        part = x[block.row, block.queries]
+        apart = part.reshape(len(part), self.kv_heads, self.groups, *part.shape[2:])
+        return numpy.moveaxis(apart[:, block.heads], 0, 2)
+
+    def stacked(self, x: Any, block: _Block, name: str, factor: Any = None) -> Any:
+        """A block's queries in ``x`` (B, T, H, D), times ``factor``, as (K, G T, D)."""
+        view = self.by_head(x, block)
+        out = self.buffer(name, *view.shape)
+        if factor is None:
+            numpy.copyto(out, view)
+        else:
+            numpy.multiply(view, factor, out=out)
+        return out.reshape(len(out), -1, out.shape[3])
+
+    def of(self, block: _Block) -> tuple[Any, Any]:
+        """The queries (K, G T, D) and their scores (K, G, T, S), -inf where hidden."""
+        queries = self.stacked(self.q, block, "queries", self.scale if self.exact else None)
+        known = self.k[block.row, block.keys, block.heads].transpose(1, 2, 0)
+        rows = block.queries.stop - block.queries.start
+        shape = (len(queries), self.groups, rows, known.shape[2])
+        scores = self.buffer("scores", *shape)
+        numpy.matmul(queries, known, out=scores.reshape(len(queries), -1, shape[3]))
+        if not self.exact:
+            scores *= self.scale
+        self._hide(scores, block)
+        return queries, scores
+
+    def _hide(self, scores: Any, block: _Block) -> None:
+        """Later keys and those a window away, looked for only where there can be any."""
+        low, high, position = block.keys.start, block.keys.stop, block.position
+        query = numpy.arange(position, position + scores.shape[2])[:, None]
+        if self.causal and position + 1 < high:
+            first = max(low, position + 1)
+            later = numpy.arange(first, high) > query
+            numpy.copyto(scores[..., first - low :], -numpy.inf, where=later)
+        if self.window is not None:
+            stop = min(high, position + scores.shape[2] - self.window)
+            far = query - numpy.arange(low, stop) >= self.window
+            numpy.copyto(scores[..., : max(0, stop - low)], -numpy.inf, where=far)
+
+
+def _per_row(numbers: Any, batch: int) -> list[int]:
+    """Lengths or starts on the host, of all rows; one number is that of all."""
+    return numpy.broadcast_to(numbers.reshape(-1), (batch,)).tolist()
 
 
 def _accepts(
@@ -30,34 +142,41 @@ def _forward(
     starts: Any = None, state: Any = None, *, causal: bool = False, scale: float | None = None,
     window: int | None = None, dropout: float = 0.0,
 ) -> Any:  # fmt: skip
+    inputs = (q, k, v, mask, bias, lengths, starts, state)
     batch, rows, heads, width = q.shape
-    keys, kv_heads = k.shape[1], k.shape[2]
     if batch == rows == 1 and lengths is None and window is None and starts is None:
-        factor = width**-0.5 if scale is None else scale
-        return _one_query(q, k, v, factor, (q, k, v, mask, bias, lengths, starts, state))
+        return _one_query(q, k, v, width**-0.5 if scale is None else scale, inputs)
     out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
     lse = numpy.empty((batch, heads, rows, 1), q.dtype)
-    grouped = (batch, rows, kv_heads, heads // kv_heads)
-    # (B, K, G, T, D): the query heads of one key head beside each other.
-    queries = (q * (width**-0.5 if scale is None else scale)).reshape(*grouped, width)
-    queries = queries.transpose(0, 2, 3, 1, 4)
-    mixed = out.reshape(*grouped, -1).transpose(0, 2, 3, 1, 4)
-    sums = lse.reshape(batch, kv_heads, heads // kv_heads, rows, 1)
-    transposed, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    for row in range(batch):
-        length = keys if lengths is None else int(lengths[row])
-        start = length - rows if starts is None else int(starts[row])
-        for first in range(0, rows, QUERIES):
-            part = slice(first, min(first + QUERIES, rows))
-            low, high = _span(start + first, start + part.stop, length, causal, window)
-            seen = None
-            if (causal and start + first + 1 < high) or window is not None:
-                seen = _visible(start + first, part, low, high, causal, window)
-            _block(
-                queries[row, :, :, part], transposed[row, :, None, :, low:high],
-                values[row, :, None, low:high], seen, mixed[row, :, :, part], sums[row, :, :, part],
-            )  # fmt: skip
-    return out, ((q, k, v, mask, bias, lengths, starts, state), out, lse)
+    by_token = lse.transpose(0, 2, 1, 3)
+    scores = _Scores(inputs, causal, scale, window)
+    for block in scores.blocks():
+        mixed, sums = scores.by_head(out, block), scores.by_head(by_token, block)
+        if block.keys.start == block.keys.stop:
+            mixed[...], sums[...] = 0, numpy.inf
+        else:
+            values = v[block.row, block.keys, block.heads].transpose(1, 0, 2)
+            _attend(scores.of(block)[1], values, mixed, sums)
+    return out, (inputs, out, lse)
+
+
+def _attend(scores: Any, values: Any, out: Any, lse: Any) -> None:
+    """out = softmax(scores) values for one block: (K, G, T, S), (K, S, D)."""
+    kv_heads, groups, rows, keys = scores.shape
+    top = scores.max(axis=-1, keepdims=True)
+    top[~numpy.isfinite(top)] = 0
+    scores -= top
+    numpy.exp(scores, out=scores)
+    stacked = scores.reshape(kv_heads, -1, keys)
+    total = numpy.matmul(stacked, numpy.ones((keys, 1), scores.dtype)).reshape(top.shape)
+    mixed = numpy.matmul(stacked, values).reshape(kv_heads, groups, rows, -1)
+    # A query that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there.
+    blind = total == 0
+    total[blind] = 1
+    top[blind] = numpy.inf
+    # The small result is divided, not the big weights.
+    numpy.divide(mixed, total, out=out)
+    numpy.add(top, numpy.log(total), out=lse)
 
 
 def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
@@ -78,6 +197,44 @@ def _one_query(q: Any, k: Any, v: Any, scale: float, inputs: Any) -> Any:
         return out, None
     top += numpy.log(total)
     return out, (inputs, out, top.reshape(1, heads, 1, 1))
+
+
+def _backward(
+    residuals: Any, dout: Any, *, causal: bool = False, scale: float | None = None,
+    window: int | None = None, dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    inputs, out, lse = residuals
+    q, k, v, *_ = inputs
+    dq, dk, dv = numpy.empty(q.shape, q.dtype), *(numpy.zeros(x.shape, x.dtype) for x in (k, v))
+    by_token = lse.transpose(0, 2, 1, 3)
+    scores = _Scores(inputs, causal, scale, window)
+    for block in scores.blocks():
+        if block.keys.start == block.keys.stop:
+            scores.by_head(dq, block)[...] = 0
+            continue
+        queries, weights = scores.of(block)
+        weights -= scores.by_head(by_token, block)
+        numpy.exp(weights, out=weights)
+        weights = weights.reshape(len(queries), -1, weights.shape[3])
+        dy = scores.stacked(dout, block, "dout")
+        mixed = scores.stacked(out, block, "out")
+        known, values, dknown, dvalues = (
+            x[block.row, block.keys, block.heads].transpose(1, 0, 2) for x in (k, v, dk, dv)
+        )
+        dvalues += numpy.matmul(weights.transpose(0, 2, 1), dy)
+        dscores = scores.buffer("dscores", *weights.shape)
+        numpy.matmul(dy, values.transpose(0, 2, 1), out=dscores)
+        # The sum over all keys of weight times its gradient, from the small result.
+        dscores -= numpy.vecdot(dy, mixed)[..., None]
+        dscores *= weights
+        if not scores.exact:  # else the queries are scaled
+            dscores *= scores.scale
+        dknown += numpy.matmul(dscores.transpose(0, 2, 1), queries)
+        own = scores.by_head(dq, block)
+        own[...] = numpy.matmul(dscores, known).reshape(own.shape)
+        if scores.exact:
+            own *= scores.scale
+    return dq, dk, dv, None, None, None, None, None
 
 
 def cached(
@@ -108,45 +265,4 @@ def accepts_cached(
     return plain(packed, keys, values) and (cos is None or 2 * cos.shape[1] == packed.shape[3])
 
 
-def _span(first: int, stop: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:
-    """The keys that some query from position ``first`` to before ``stop`` may look at."""
-    high = max(0, min(length, stop) if causal else length)
-    low = 0 if window is None else max(0, first - window + 1)
-    return min(low, high), high
-
-
-def _visible(
-    position: int, part: slice, low: int, high: int, causal: bool, window: int | None
-) -> Any:
-    """Which keys low..high each query of the block may look at, (T, S) boolean."""
-    query = numpy.arange(position, position + part.stop - part.start)[:, None]
-    key = numpy.arange(low, high)[None, :]
-    seen = key <= query if causal else numpy.ones((len(query), high - low), bool)
-    return seen if window is None else seen & (query - key < window)
-
-
-def _block(q: Any, k: Any, v: Any, seen: Any, out: Any, lse: Any) -> None:
-    """out = softmax(q k) v for one block: (K, G, T, D), (K, 1, D, S), (K, 1, S, D)."""
-    if k.shape[-1] == 0:
-        out[...], lse[...] = 0, numpy.inf
-        return
-    scores = numpy.matmul(q, k)
-    if seen is not None:
-        scores[..., ~seen] = -numpy.inf
-    top = scores.max(axis=-1, keepdims=True)
-    if seen is not None:
-        top[~numpy.isfinite(top)] = 0
-    scores -= top
-    numpy.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
-    lse[...] = top
-    if seen is not None:
-        blind = total == 0
-        total[blind] = 1
-        lse[blind] = numpy.inf
-    # The small result is divided, not the big weights.
-    numpy.divide(numpy.matmul(scores, v), total, out=out)
-    lse += numpy.log(total)
-
-
-attention.maker("cpu", _forward, accepts=_accepts)
+attention.maker("cpu", _forward, _backward, accepts=_accepts)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy
 
-from ..backend import is_half
+from ..backend import device, is_half
 from ..ops import embedding
+from .buffers import plain, rows_of
 from .linear import widen_into
 
 
@@ -25,6 +26,26 @@ def _forward(
     return out, (ids, weight.shape[0], weight.dtype)
 
 
+def _backward(
+    residuals: Any, dout: Any, *, dtype: Any = None, padding: int | None = None, scale: float = 1.0
+) -> Any:
+    ids, rows, weight_dtype = residuals
+    if not plain(dout) or dout.dtype != weight_dtype:
+        return embedding.differentiate(residuals, dout, dtype=dtype, padding=padding, scale=scale)
+    ids, values = ids.reshape(-1), rows_of(dout)
+    # The gradient lies in memory as tables of its shape do: the head's, if tied, is added to it.
+    order: Any = device("cpu").weight_order(rows, values.shape[1], weight_dtype)
+    gradient = numpy.zeros((rows, values.shape[1]), weight_dtype, order=order)
+    if ids.size:
+        by_id = numpy.argsort(ids, kind="stable")
+        found, starts = numpy.unique(ids[by_id], return_index=True)
+        sums = numpy.add.reduceat(values[by_id], starts, axis=0)
+        gradient[found] = sums if scale == 1.0 else sums * values.dtype.type(scale)
+    if padding is not None:
+        gradient[padding] = 0
+    return None, gradient
+
+
 def _plan(out: Any, ids: Any, *rest: Any, **options: Any) -> Any:
     """The same look-up of whatever ``ids`` holds by then."""
 
@@ -34,4 +55,4 @@ def _plan(out: Any, ids: Any, *rest: Any, **options: Any) -> Any:
     return run
 
 
-embedding.maker("cpu", _forward, plan=_plan)
+embedding.maker("cpu", _forward, _backward, plan=_plan)

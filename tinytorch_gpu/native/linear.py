@@ -10,7 +10,7 @@ from ..core.op import OPS
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from .activation import PLANNED
-from .buffers import plain, rows_of
+from .buffers import column_sums, plain, rows_of
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
 FEW_ROWS = 8
@@ -107,6 +107,33 @@ def _warn_once(weight: Any) -> None:
         )
 
 
+def _backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+    x, weight, bias_dtype, inner, residual = residuals
+    if weight.dtype != x.dtype:
+        return linear.differentiate(residuals, dout, activation=activation)
+    rows, dy = rows_of(x), rows_of(dout)
+    if activation is not None:
+        dy = _activation_gradient(activation, rows_of(inner), dy)
+    dx = numpy.matmul(dy, weight).reshape(x.shape)
+    # The gradient lies in memory as the weight does: an optimizer goes through both at once.
+    if weight.flags.c_contiguous:
+        dweight = numpy.matmul(dy.T, rows)
+    else:
+        dweight = numpy.empty(weight.shape, x.dtype, order="F")
+        numpy.matmul(rows.T, dy, out=dweight.T)
+    dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
+    dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
+    return dx, dweight, dbias, dresidual
+
+
+def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
+    operation = OPS[activation]
+    maker = operation.makers.get("cpu")
+    if maker is None or maker.backward is None:
+        return operation.differentiate((inner,), dy)[0]
+    return maker.backward((inner,), dy)[0]
+
+
 def _vector_product(a: Any, b: Any, out: Any) -> None:
     numpy.dot(a, b, out=out)
 
@@ -137,4 +164,4 @@ def _plan(
     return run
 
 
-linear.maker("cpu", _forward, accepts=_accepts, plan=_plan)
+linear.maker("cpu", _forward, _backward, accepts=_accepts, plan=_plan)

@@ -7,12 +7,18 @@ import numpy
 
 from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from .buffers import plain, row_blocks, rows_of
+from .buffers import SMALL, column_sums, plain, row_blocks, rows_of, scratch
 
 
 def _row_norms(rows: Any) -> Any:
     """The sum of squares of each row (N, 1)."""
     return numpy.einsum("nc,nc->n", rows, rows)[:, None]
+
+
+def _average(rows: Any) -> Any:
+    """What makes rows (N, C) their means (N, 1) in a product, the quickest way to sum short rows."""
+    width = rows.shape[1]
+    return numpy.full((width, 1), 1 / max(width, 1), rows.dtype)
 
 
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
@@ -62,6 +68,55 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     return (total, normed), residuals
 
 
+def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+    x, weight, mean, rstd = residuals
+    rows, dy, mean, rstd = rows_of(x), rows_of(dout), mean.reshape(-1, 1), rstd.reshape(-1, 1)
+    dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
+    average = _average(rows)
+    held = scratch(len(rows), rows.shape[1], x.dtype, 2)
+    for part in row_blocks(len(rows), rows.shape[1], SMALL):
+        normed, work = (b[: part.stop - part.start] for b in held)
+        numpy.subtract(rows[part], mean[part], out=normed)
+        normed *= rstd[part]
+        dweight += column_sums(numpy.multiply(dy[part], normed, out=work))
+        change = numpy.multiply(dy[part], weight, out=dx[part])
+        along = numpy.multiply(change, normed, out=work) @ average
+        change -= change @ average
+        normed *= along
+        change -= normed
+        change *= rstd[part]
+    return dx.reshape(x.shape), dweight, column_sums(dy)
+
+
+def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+    x, weight, rstd = residuals
+    rows, dy, rstd = rows_of(x), rows_of(dout), rstd.reshape(-1, 1)
+    dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
+    average = _average(rows)
+    held = scratch(len(rows), rows.shape[1], x.dtype, 2)
+    for part in row_blocks(len(rows), rows.shape[1], SMALL):
+        normed, work = (b[: part.stop - part.start] for b in held)
+        numpy.multiply(rows[part], rstd[part], out=normed)
+        dweight += column_sums(numpy.multiply(dy[part], normed, out=work))
+        change = numpy.multiply(dy[part], weight, out=dx[part])
+        normed *= numpy.multiply(change, normed, out=work) @ average
+        change -= normed
+        change *= rstd[part]
+    return dx.reshape(x.shape), dweight
+
+
+def _add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+    dx, dweight, dbias = _layer_backward(residuals, dout)
+    dx += dtotal
+    return dx, dx, dweight, dbias
+
+
+def _add_rms_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+    dx, dweight = _rms_backward(residuals, dout)
+    dx += dtotal
+    return dx, dx, dweight
+
+
 def _accepts(*arrays: Any, eps: float = 0.0) -> bool:
     return plain(*arrays)
 
@@ -98,7 +153,7 @@ def _plan_layer(out: Any, x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) 
     return run
 
 
-layer_norm.maker("cpu", _layer, accepts=_accepts, plan=_plan_layer)
-rms_norm.maker("cpu", _rms, accepts=_accepts, plan=_plan_rms)
-add_layer_norm.maker("cpu", _add_layer, accepts=_accepts)
-add_rms_norm.maker("cpu", _add_rms, accepts=_accepts)
+layer_norm.maker("cpu", _layer, _layer_backward, accepts=_accepts, plan=_plan_layer)
+rms_norm.maker("cpu", _rms, _rms_backward, accepts=_accepts, plan=_plan_rms)
+add_layer_norm.maker("cpu", _add_layer, _add_layer_backward, accepts=_accepts)
+add_rms_norm.maker("cpu", _add_rms, _add_rms_backward, accepts=_accepts)

@@ -189,7 +189,12 @@ def _attend_backward(
         kept, dkept = weights * factor, dkept * factor
     if dweights is not None:
         dkept = dkept + widen(dweights)
-    dscores = weights * (dkept - xp.sum(dkept * weights, axis=-1, keepdims=True))
+    # A mean, not a sum: rounding a large lse scales all weights of its row, and would leave a part
+    # of dkept where it should cancel.
+    total = xp.sum(weights, axis=-1, keepdims=True)
+    total = xp.where(total > 0, total, xp.ones_like(total))
+    mean = xp.sum(dkept * weights, axis=-1, keepdims=True) / total
+    dscores = weights * (dkept - mean)
     dbias = None if bias is None else narrow(unbroadcast(dscores, bias.shape), bias.dtype)
     scaled = xp.reshape(dscores * _scale(q, scale), stacked)
     dq = _by_token(scaled @ xp.permute_dims(widen(k), (0, 2, 1, 3)), heads, rows)

@@ -1,0 +1,359 @@
+"""Training speed and memory on a CPU, against PyTorch.
+
+One step is a forward, a backward, clipping and AdamW, in float32 on the same model and batches. Every
+engine runs in a process of its own, since two thread pools in one disturb each other, and they take
+turns, window by window, so that a ratio holds when the machine's speed drifts.
+
+    python profiling/bench_train.py                         # both recipes
+    python profiling/bench_train.py --recipe shakespeare-char --windows 15
+    python profiling/bench_train.py --save                  # also write results/train_cpu.json
+    python profiling/bench_train.py --profile gpt2          # where our step spends its time
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "train_cpu.json"
+PEERS = ("pytorch", "pytorch fused")
+LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A preset and its batch; ``steps`` are those of a window, the targets ours in PyTorch's."""
+
+    preset: str
+    batch: int
+    length: int
+    steps: int
+    time_target: float
+    memory_target: float = 1.0
+
+
+RECIPES = {
+    "shakespeare-char": Recipe("shakespeare-char", 12, 64, 20, 1.0),
+    "gpt2": Recipe("gpt2", 4, 256, 1, 1.4),
+}
+
+
+# --- the engines, each in its own process ------------------------------------------------------
+
+
+class Ours:
+    """This library, by NumPy alone."""
+
+    def __init__(self, recipe: Recipe, threads: int):
+        import numpy
+
+        import tinytorch_gpu
+        from tinytorch_gpu.config import preset
+        from tinytorch_gpu.training import AdamW, CrossEntropyLoss, decay_groups
+
+        self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}"
+        config = preset(recipe.preset, dropout=0.0)
+        self.model = tinytorch_gpu.Transformer.from_config(config, device="cpu", seed=0)
+        self.loss, self.vocab = CrossEntropyLoss(), config.vocab_size
+        groups = decay_groups(self.model, DECAY)
+        self.optimizer = AdamW(groups, lr=LR, betas=BETAS)
+
+    def step(self, inputs: Any, targets: Any) -> float:
+        from tinytorch_gpu.training import clip_grad_norm
+
+        loss = self.loss(self.model(inputs), targets)
+        loss.backward()
+        self.optimizer.step(clip_grad_norm(self.model.parameters(), CLIP)[1])
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class PyTorch:
+    """PyTorch, eager, with its fused attention."""
+
+    def __init__(self, recipe: Recipe, threads: int, fused: bool = False):
+        import torch
+
+        from tinytorch_gpu.config import preset
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.torch, config = torch, preset(recipe.preset, dropout=0.0)
+        self.version = f"PyTorch {torch.__version__}" + (", fused AdamW" if fused else "")
+        self.vocab, self.model = config.vocab_size, gpt(torch, config)
+        apart: list[list[Any]] = [[], []]
+        for p in self.model.parameters():
+            apart[p.ndim > 1].append(p)
+        groups = [{"params": p, "weight_decay": DECAY * i} for i, p in enumerate(apart)]
+        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=fused or None)
+
+    def step(self, inputs: Any, targets: Any) -> float:
+        torch = self.torch
+        logits = self.model(torch.from_numpy(inputs))
+        flat = torch.from_numpy(targets).reshape(-1)
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, self.vocab), flat)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+
+def gpt(torch: Any, config: Any) -> Any:
+    """The GPT-2 of a config as a PyTorch module."""
+    nn, functional = torch.nn, torch.nn.functional
+    width, heads, bias = config.embed_dim, config.num_heads, config.ffn_bias
+
+    class Block(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+            self.out = nn.Linear(width, width, bias=config.out_bias)
+            self.rise = nn.Linear(width, config.hidden_dim, bias=bias)
+            self.fall = nn.Linear(config.hidden_dim, width, bias=bias)
+
+        def forward(self, x: Any) -> Any:
+            batch, length, _ = x.shape
+            q, k, v = (
+                y.reshape(batch, length, heads, -1).transpose(1, 2)
+                for y in self.qkv(self.norm1(x)).split(width, dim=2)
+            )
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+            inner = functional.gelu(self.rise(self.norm2(x)), approximate="tanh")
+            return x + self.fall(inner)
+
+    class Model(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(config.vocab_size, width)
+            self.places = nn.Embedding(config.max_seq_length, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(config.num_layers)))
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Linear(width, config.vocab_size, bias=False)
+            if config.tie_embeddings:
+                self.head.weight = self.tokens.weight
+            for p in self.parameters():
+                if p.ndim > 1:
+                    nn.init.normal_(p, std=0.02)
+
+        def forward(self, ids: Any) -> Any:
+            x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+            return self.head(self.norm(self.blocks(x)))
+
+    return Model()
+
+
+def engine_of(name: str, recipe: Recipe, threads: int) -> Any:
+    if name == "tinytorch_gpu":
+        return Ours(recipe, threads)
+    return PyTorch(recipe, threads, fused=name == "pytorch fused")
+
+
+def peak() -> int:
+    """The most memory this process has had, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work(name: str, recipe: Recipe, threads: int) -> None:
+    """Serve windows to the parent: a line in is one, a line out its seconds a step."""
+    import numpy
+
+    engine = engine_of(name, recipe, threads)
+    random = numpy.random.default_rng(0)
+    print(json.dumps(engine.version), flush=True)
+    for line in sys.stdin:
+        if json.loads(line) == "peak":
+            print(json.dumps(peak()), flush=True)
+            continue
+        shape = (recipe.steps, 2, recipe.batch, recipe.length)
+        batches = random.integers(0, engine.vocab, shape)
+        start = time.perf_counter()
+        for inputs, targets in batches:
+            engine.step(inputs, targets)
+        print(json.dumps((time.perf_counter() - start) / recipe.steps), flush=True)
+
+
+# --- the parent ---------------------------------------------------------------------------------
+
+
+class Worker:
+    """An engine's process."""
+
+    def __init__(self, name: str, recipe: str, threads: int):
+        command = [sys.executable, __file__, "--work", name, "--recipe", recipe]
+        command += ["--threads", str(threads)]
+        count = str(threads)
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": count, "OMP_NUM_THREADS": count}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.version = self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended without an answer")
+        return json.loads(line)
+
+    def ask(self, what: str) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+
+def measure(name: str, windows: int, threads: int) -> dict[str, Any]:
+    """Run the windows of a recipe in turn; return its figures."""
+    workers: dict[str, Worker] = {}
+    try:
+        for engine in ("tinytorch_gpu", *PEERS):
+            workers[engine] = Worker(engine, name, threads)
+        seconds: dict[str, list[float]] = {engine: [] for engine in workers}
+        for turn in range(windows + 1):
+            for engine, worker in workers.items():
+                found = worker.ask("window")
+                if turn:  # the first is a warm-up
+                    seconds[engine].append(found)
+        peaks = {engine: int(worker.ask("peak")) for engine, worker in workers.items()}
+        versions = {engine: worker.version for engine, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+            worker.process.wait()
+    return summary(name, seconds, peaks, versions)
+
+
+def summary(
+    name: str, seconds: dict[str, list[float]], peaks: dict[str, int], versions: dict[str, str]
+) -> dict[str, Any]:
+    """Medians, and the median of the ratios of windows that ran next to each other."""
+    recipe, ours, rows = RECIPES[name], seconds["tinytorch_gpu"], []
+    for engine, found in seconds.items():
+        pairs = [a / b for a, b in zip(ours, found, strict=True)]
+        peer = engine == "pytorch"
+        rows.append({
+            "engine": engine, "ratio": statistics.median(pairs), "ratio_low": min(pairs),
+            "ratio_high": max(pairs), "target": recipe.time_target if peer else None,
+            "seconds": statistics.median(found), "peak_bytes": peaks[engine],
+            "memory_ratio": peaks["tinytorch_gpu"] / peaks[engine],
+            "memory_target": recipe.memory_target if peer else None, "windows": found,
+        })  # fmt: skip
+    tokens = recipe.batch * recipe.length
+    return {"recipe": name, "tokens_per_step": tokens, "versions": versions, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown, the ratio first."""
+    lines = [
+        f"{result['machine']}, {result['threads']} threads, {result['date']}; medians of windows in "
+        "turn. A ratio below 1 means that tinytorch_gpu needs less.",
+        "",
+        "| recipe | against | time ratio (lowest to highest) | target | ms a step | memory ratio | target | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for found in result["recipes"]:
+        for row in found["rows"]:
+            own = row["engine"] == "tinytorch_gpu"
+            span = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+            memory = "" if own else f"{row['memory_ratio']:.2f}"
+            goals = ["" if x is None else f"{x:.2f}" for x in (row["target"], row["memory_target"])]
+            lines.append(
+                f"| {found['recipe']} | {row['engine']} | {'' if own else span} | {goals[0]} "
+                f"| {row['seconds'] * 1e3:.1f} | {memory} | {goals[1]} | {row['peak_bytes'] / 2**20:.0f} |"
+            )
+    versions = {v for found in result["recipes"] for v in found["versions"].values()}
+    return "\n".join([*lines, "", "Versions: " + "; ".join(sorted(versions)) + "."])
+
+
+def profile(name: str, threads: int, steps: int) -> str:
+    """Seconds of a step by operation, forward and backward."""
+    import numpy
+
+    from tinytorch_gpu import nvtx
+
+    recipe = RECIPES[name]
+    engine = Ours(recipe, threads)
+    random = numpy.random.default_rng(0)
+    batches = random.integers(0, engine.vocab, (steps + 1, 2, recipe.batch, recipe.length))
+    engine.step(*batches[0])
+    spent: dict[str, list[float]] = {}
+    span, was_on = nvtx.span, nvtx.on
+
+    class Timed:
+        def __init__(self, name: str, *rest: Any):
+            self.name = name
+
+        def __enter__(self) -> None:
+            self.start = time.perf_counter()
+
+        def __exit__(self, *error: Any) -> None:
+            found = spent.setdefault(self.name, [0, 0.0])
+            found[0] += 1
+            found[1] += time.perf_counter() - self.start
+
+    nvtx.span, nvtx.on = Timed, True  # type: ignore[assignment, misc]
+    try:
+        start = time.perf_counter()
+        for batch in batches[1:]:
+            engine.step(*batch)
+        whole = (time.perf_counter() - start) / steps
+    finally:
+        nvtx.span, nvtx.on = span, was_on
+    lines = [f"{whole * 1e3:9.2f} ms  a step"]
+    for label, (count, seconds) in sorted(spent.items(), key=lambda item: -item[1][1]):
+        lines.append(f"{seconds / steps * 1e3:9.2f} ms  {count / steps:5.0f} x {label}")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The processor's name and how many of it."""
+    name = "a processor"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {os.cpu_count()} processors"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=RECIPES, action="append", help="default: all")
+    parser.add_argument("--windows", type=int, default=7, help="counted windows of each engine")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--profile", choices=RECIPES, help="our time by operation, no comparison")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--save", action="store_true", help="write results/train_cpu.json")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.recipe or list(RECIPES)
+    if given.work:
+        work(given.work, RECIPES[names[0]], given.threads)
+        return
+    if given.profile:
+        print(profile(given.profile, given.threads, max(2, RECIPES[given.profile].steps)))
+        return
+    result = {
+        "machine": machine(), "threads": given.threads, "date": time.strftime("%Y-%m-%d"),
+        "recipes": [measure(name, given.windows, given.threads) for name in names],
+    }  # fmt: skip
+    print(json.dumps(result, indent=1) if given.json else table(result))
+    if given.save:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Cross entropy a block of rows at a time: no (N, V) array but the gradient."""
+
+from typing import Any
+
+import numpy
+
+from ..ops import cross_entropy
+from .buffers import plain, row_blocks, scratch
+
+
+def _accepts(logits: Any, targets: Any, **options: Any) -> bool:
+    return plain(logits) and targets.dtype.kind == "i"
+
+
+def _forward(
+    logits: Any, targets: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> Any:
+    rows, classes = logits.shape
+    counted = targets != ignore_index
+    safe = numpy.where(counted, targets, numpy.zeros_like(targets))
+    lse = numpy.empty((rows, 1), logits.dtype)
+    (buffer,) = scratch(rows, classes, logits.dtype, 1)
+    for part in row_blocks(rows, classes, buffer.size):
+        powers = buffer[: part.stop - part.start]
+        top = logits[part].max(axis=1, keepdims=True)
+        numpy.subtract(logits[part], top, out=powers)
+        numpy.exp(powers, out=powers)
+        lse[part] = top + numpy.log(powers.sum(axis=1, keepdims=True))
+    chosen = numpy.take_along_axis(logits, safe[:, None], axis=1)
+    loss = lse - (1 - label_smoothing) * chosen
+    if label_smoothing:
+        loss -= label_smoothing * logits.mean(axis=1, keepdims=True)
+    share = counted.astype(logits.dtype)
+    total = share.sum()
+    count = numpy.maximum(total, numpy.ones_like(total))
+    return (loss[:, 0] * share).sum() / count, (logits, safe, share / count, lse)
+
+
+def _backward(
+    residuals: Any, dout: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> Any:
+    logits, targets, share, lse = residuals
+    rows, classes = logits.shape
+    factor = (share * dout)[:, None]
+    gradient = numpy.empty((rows, classes), logits.dtype)
+    for part in row_blocks(rows, classes):
+        block = numpy.subtract(logits[part], lse[part], out=gradient[part])
+        numpy.exp(block, out=block)
+        block[numpy.arange(len(block)), targets[part]] -= 1 - label_smoothing
+        if label_smoothing:
+            block -= label_smoothing / classes
+        block *= factor[part]
+    return gradient, None
+
+
+cross_entropy.maker("cpu", _forward, _backward, accepts=_accepts)
