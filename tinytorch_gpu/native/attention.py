@@ -170,8 +170,9 @@ def _attend(scores: Any, values: Any, out: Any, lse: Any) -> None:
     stacked = scores.reshape(kv_heads, -1, keys)
     total = numpy.matmul(stacked, numpy.ones((keys, 1), scores.dtype)).reshape(top.shape)
     mixed = numpy.matmul(stacked, values).reshape(kv_heads, groups, rows, -1)
-    # A query that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there.
-    blind = total == 0
+    # A query that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there; one that
+    # sees a NaN too: its weights are NaN where the scores are.
+    blind = ~(total > 0)
     total[blind] = 1
     top[blind] = numpy.inf
     # The small result is divided, not the big weights.
