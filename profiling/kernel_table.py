@@ -184,7 +184,7 @@ def compiled(jobs):
 
 def unsaved(jobs, saved):
     """The jobs whose source is not the one in the saved table."""
-    known = {(row["file"], row["variant"], row["arch"], row["source"]) for row in saved}
+    known = {(row["file"], row["variant"], row["arch"], row.get("source")) for row in saved}
     return [job for job in jobs
             if (job[0], spelled(job[1]), job[2], digest(*job[:2])) not in known]  # fmt: skip
 

@@ -44,6 +44,10 @@ def resolve(name_or_path: str | Path) -> Path:
 def _folder(path: Path) -> Path:
     if (path / "config.json").exists():
         return path
+    # A training run: its newest checkpoint. One is called so only when it is whole.
+    steps = sorted(p for p in (path / "checkpoints").glob("step-*") if (p / "config.json").exists())
+    if steps:
+        return steps[-1]
     found = sorted(path.glob("*.gguf"))
     if len(found) == 1:
         return found[0]

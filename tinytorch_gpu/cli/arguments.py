@@ -7,6 +7,7 @@ from typing import Any
 COMMANDS = {
     "generate": "continue a prompt, token by token",
     "chat": "talk to a model",
+    "train": "learn from text, or go on with a run",
     "inspect": "what a model file holds and would need, without loading it",
     "profile": "what the kernels do, counted on the emulated device",
     "doctor": "what is installed, what is missing, and how to fix it",
@@ -45,6 +46,7 @@ def build_parser(parser_class: type[argparse.ArgumentParser]) -> argparse.Argume
         part.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     _generate(parts["generate"])
     _chat(parts["chat"])
+    _train(parts["train"])
     _inspect(parts["inspect"])
     _profile(parts["profile"])
     parts["doctor"].add_argument("--json", action="store_true", help="print one JSON object")
@@ -77,6 +79,45 @@ def _chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="what the model is told first")
     parser.add_argument("--context", type=number(int, 1), help="tokens to remember at most")
     _sampling(parser, max_tokens=512)
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    from ..config import PRESETS
+
+    add = parser.add_argument
+    add("--data", nargs="+", metavar="TEXT", help="text files, or folders of them, in UTF-8")
+    add("--out", metavar="RUN", help="the folder of the run: checkpoints, metrics, loss.png")
+    add("--resume", metavar="RUN", help="go on with a run (--steps asks for more)")
+    model = parser.add_argument_group("model (one of)")
+    model.add_argument("--preset", choices=sorted(PRESETS), help="default shakespeare-char")
+    model.add_argument("--config", metavar="FILE", help='JSON: {"model": {...}, "training": {...}}')
+    model.add_argument(
+        "--init", metavar="MODEL", help="train a loaded model on, as for generate -m"
+    )
+    add("--tokenizer", help="char, bytes or a model's (default: that of --init, else char)")
+    add("--dataset", metavar="FOLDER", help="where the encoded text is kept (default RUN/data)")
+    add("--val-fraction", type=number(float, 0, 0.9), default=0.1, help="default 0.1")
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or emulated")
+    add(
+        "--dtype",
+        default="float32",
+        choices=_DTYPES,
+        help="of the weights; 16 bits have float32 masters",
+    )
+    add("--dropout", type=number(float, 0, 0.99))
+    add("--recompute", action="store_true", default=None, help="keep each block's input only")
+    settings = parser.add_argument_group("settings (defaults: the preset's recipe)")
+    for name, kind in (
+        ("steps", number(int, 1)), ("batch", number(int, 1)), ("length", number(int, 1)),
+        ("accumulate", number(int, 1)), ("lr", number(float, 0)), ("min-lr", number(float, 0)),
+        ("warmup", number(int, 0)), ("weight-decay", number(float, 0)), ("clip", number(float, 0)),
+        ("label-smoothing", number(float, 0, 0.99)), ("seed", number(int, 0, 2**63)),
+        ("log-every", number(int, 0)), ("eval-every", number(int, 0)), ("eval-tokens", number(int, 0)),
+        ("save-every", number(int, 0)), ("sample-every", number(int, 0)), ("keep", number(int, 1)),
+    ):  # fmt: skip
+        settings.add_argument(f"--{name}", type=kind)
+    settings.add_argument("--schedule", choices=("cosine", "constant"))
+    settings.add_argument("--optimizer", choices=("adamw", "sgd"))
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

@@ -90,7 +90,9 @@ class Trainer:
         began, number = time.perf_counter(), self.steps_done
         rate = self.optimizer.lr = self.schedule(number)
         self.model.train()
-        with nvtx.span("train.step", "phase", number), self.model.device.active():
+        # In float16 gradients may overflow: that is looked for, and no warning is due.
+        quiet = numpy.errstate(all="ignore")
+        with quiet, nvtx.span("train.step", "phase", number), self.model.device.active():
             loss = self._gradients(number)
             with nvtx.span("train.update", "phase", number):
                 norm, scale = self._scale()

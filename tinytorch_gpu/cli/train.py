@@ -1,0 +1,271 @@
+"""``tinytorch-gpu train``: text to a model, with a run folder that can go on after any interruption."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import open_model
+from ..config import TransformerConfig, preset
+from ..core.transformers import Transformer
+from ..tokenizers import Tokenizer
+from ..training import (
+    RECIPES,
+    Run,
+    StepResult,
+    TokenDataset,
+    Trainer,
+    TrainingConfig,
+    char_tokenizer,
+)
+from ..training.pace import flops_per_token, peak_flops
+from ..training.plot import plot_losses
+
+# Settings that an argument of the same name changes, and model choices likewise.
+SETTINGS = (
+    "steps", "batch", "length", "accumulate", "optimizer", "lr", "min_lr", "warmup", "schedule", "weight_decay",
+    "clip", "label_smoothing", "recompute", "seed", "log_every", "eval_every", "eval_tokens", "save_every",
+    "sample_every", "keep",
+)  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Begin a run, or go on with one."""
+    trainer = _resumed(arguments) if arguments.resume else _begun(arguments)
+    assert trainer.run is not None
+    folder, left = trainer.run.folder, trainer.config.steps - trainer.steps_done
+    if left <= 0:
+        print(
+            f"{folder} has made its {trainer.steps_done} steps: ask for more with --steps",
+            file=sys.stderr,
+        )
+        return 0
+    show = _Display(trainer)
+    try:
+        trainer.train(show)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted after step {trainer.steps_done}; go on with: "
+              f"tinytorch-gpu train --resume {folder}", file=sys.stderr)  # fmt: skip
+        return 130
+    finally:
+        show.close()
+        _draw(trainer.run)
+    print(f"done: tinytorch-gpu generate -m {folder} --raw -p ...", file=sys.stderr)
+    return 0
+
+
+def _begun(arguments: argparse.Namespace) -> Trainer:
+    """A new run: its data, its model, its folder."""
+    if not arguments.data or not arguments.out:
+        raise ValueError("give --data TEXT and --out RUN, or --resume RUN")
+    run = Run(arguments.out)
+    if (run.folder / "training.json").exists():
+        raise ValueError(
+            f"{run.folder} holds a run: go on with --resume {run.folder}, or name another folder"
+        )
+    choices, config = _settings(arguments)
+    tokenizer = _tokenizer(arguments)
+    data = arguments.dataset or str(run.folder / "data")
+    dataset = TokenDataset.build(arguments.data, tokenizer, data, val_fraction=arguments.val_fraction,
+                                 progress=_encoding())  # fmt: skip
+    model = _model(arguments, choices, config, dataset)
+    about = {"training": config.to_dict(), "model": model.config.to_dict(), "dtype": model.dtype.name,
+             "data": str(Path(data).resolve())}  # fmt: skip
+    trainer = Trainer(model, dataset, config)
+    trainer.run = Run.create(run.folder, about)
+    return trainer
+
+
+def _resumed(arguments: argparse.Namespace) -> Trainer:
+    given = [
+        name for name in ("data", "out", "preset", "config", "init") if getattr(arguments, name)
+    ]
+    if given:
+        raise ValueError(f"--resume takes all settings from the run; leave out --{given[0]}")
+    return Trainer.resume(arguments.resume, device=arguments.device, steps=arguments.steps)
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], TrainingConfig]:
+    """(model choices, training settings): of --config or a preset's recipe, changed by arguments."""
+    file: dict[str, Any] = {}
+    if arguments.config:
+        try:
+            file = json.loads(Path(arguments.config).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{arguments.config} is no JSON: {str(error).splitlines()[0]}"
+            ) from None
+        unknown = sorted(set(file) - {"model", "training"}) if isinstance(file, dict) else ["?"]
+        if unknown:
+            raise ValueError(
+                f"{arguments.config} may hold the objects model and training, not {unknown[0]!r}"
+            )
+    recipe = RECIPES.get(arguments.preset or "", {})
+    given = {n: getattr(arguments, n) for n in SETTINGS if getattr(arguments, n) is not None}
+    return file.get("model", {}), TrainingConfig.from_dict(
+        {**recipe, **file.get("training", {}), **given}
+    )
+
+
+def _tokenizer(arguments: argparse.Namespace) -> Tokenizer:
+    """By --tokenizer: of characters, of bytes, or a model's; by default that of --init, or characters."""
+    name = arguments.tokenizer or arguments.init
+    if name is None or name == "char":
+        if name is None and arguments.preset not in (None, "shakespeare-char", "course"):
+            raise ValueError(
+                f"preset {arguments.preset} needs a --tokenizer: a model's, char or bytes"
+            )
+        return char_tokenizer(arguments.data)
+    if name == "bytes":
+        from ..tokenizers.characters import of_bytes
+
+        return of_bytes()
+    return open_model(name).tokenizer()
+
+
+def _model(
+    arguments: argparse.Namespace,
+    choices: dict[str, Any],
+    config: TrainingConfig,
+    dataset: TokenDataset,
+) -> Transformer:
+    """The model to train: loaded, or new from a preset or a file's choices."""
+    dropout = {} if arguments.dropout is None else {"dropout": arguments.dropout}
+    if arguments.init:
+        loaded = open_model(arguments.init).load(device=arguments.device, dtype=arguments.dtype)
+        if dropout:
+            raise ValueError("--dropout cannot change a loaded model: leave it out")
+        return loaded
+    if choices:
+        shape = TransformerConfig.from_dict({"vocab_size": dataset.vocab_size, **choices}).replace(
+            **dropout
+        )
+    else:
+        shape = preset(arguments.preset or "shakespeare-char", **dropout)
+        if arguments.tokenizer in (None, "char", "bytes") or shape.vocab_size < dataset.vocab_size:
+            shape = shape.replace(vocab_size=dataset.vocab_size)
+    if shape.max_seq_length < config.length:
+        shape = shape.replace(max_seq_length=config.length)
+    return Transformer.from_config(shape, arguments.device, arguments.dtype, config.seed)
+
+
+def _encoding() -> Any:
+    """Tells how far the encoding of a long text is, once in two seconds."""
+    last = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 2:
+            last = time.monotonic()
+            print(
+                f"encoding: {done / max(total, 1):.0%} of {total / 2**20:.0f} MB", file=sys.stderr
+            )
+
+    return told
+
+
+def _draw(run: Run) -> None:
+    try:
+        plot_losses(run.metrics(), run.folder / "loss.png")
+    except ImportError as error:
+        logging.getLogger(__name__).warning("%s", error)
+
+
+class _Display:
+    """The progress of a run on stderr: live where that is a terminal and rich is there, else lines."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.began, self.first = trainer, time.monotonic(), trainer.steps_done
+        model, config = trainer.model, trainer.config
+        self.flops = flops_per_token(model.config, model.count_parameters(), config.length)
+        self.peak = peak_flops(
+            model.device, model.dtype if model.device.kind == "cuda" else "float32"
+        )
+        self.pace, self.val, self.bar = 0.0, None, None
+        print(f"{model.count_parameters():,} parameters, {len(trainer.dataset.train):,} tokens to learn from, "
+              f"{len(trainer.dataset.val):,} to check with, on {model.device}", file=sys.stderr)  # fmt: skip
+        if sys.stderr.isatty():
+            self._open()
+
+    def _open(self) -> None:
+        try:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+        except ImportError:
+            return
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        self.task = self.bar.add_task("", total=self.trainer.config.steps, completed=self.first)
+        self.bar.start()
+
+    def __call__(self, found: StepResult, extra: dict[str, Any]) -> None:
+        self.pace = (
+            found.tokens_per_second
+            if not self.pace
+            else 0.9 * self.pace + 0.1 * found.tokens_per_second
+        )
+        self.val = extra.get("val_loss", self.val)
+        config = self.trainer.config
+        text = self._line(found)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=found.step, description=text)
+        elif (
+            extra
+            or found.step == config.steps
+            or (config.log_every and found.step % config.log_every == 0)
+        ):
+            print(
+                f"step {found.step}/{config.steps}  {text}  {self._left(found.step)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if config.sample_every and found.step % config.sample_every == 0:
+            self._sample(found.step)
+
+    def _line(self, found: StepResult) -> str:
+        share = self.pace * self.flops / self.peak
+        memory = self.trainer.model.device.memory()["peak"] / 2**20
+        val = "" if self.val is None else f"  val {self.val:.4f}"
+        skipped = "  skipped: gradients not finite" if found.skipped else ""
+        return f"loss {found.loss:.4f}{val}  {self.pace:,.0f} tokens/s ({share:.0%} of peak)  {memory:.0f} MB{skipped}"
+
+    def _left(self, step: int) -> str:
+        seconds = (
+            (time.monotonic() - self.began)
+            / (step - self.first)
+            * (self.trainer.config.steps - step)
+        )
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
+
+    def _sample(self, step: int) -> None:
+        text = self.trainer.dataset.tokenizer.decode(self.trainer.sample())
+        assert self.trainer.run is not None
+        with open(self.trainer.run.folder / "samples.txt", "a", encoding="utf-8") as out:
+            out.write(f"--- step {step}\n{text}\n")
+        self.say(f"--- step {step}\n{text}\n---")
+
+    def say(self, text: str) -> None:
+        """Print beside the live display."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the live display."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,35 @@
+"""How much of what a device can do a training step uses."""
+
+import time
+from typing import Any
+
+from ..backend import Device
+from ..config import TransformerConfig
+from ..core.tensor import no_grad
+
+
+def flops_per_token(config: TransformerConfig, parameters: int, length: int) -> int:
+    """Floating-point operations of forward and backward for one token: six for each parameter that is
+    multiplied with (an embedding that is only looked up is not), and twelve for each head element and
+    key of attention, of which a causal model needs half (Chowdhery et al. 2022, appendix B, without the half)."""
+    looked_up = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    if config.position == "learned":
+        looked_up += config.max_seq_length * config.embed_dim
+    seen = length // 2 if config.causal else length
+    attention = 12 * config.num_layers * config.num_heads * config.head_size * seen
+    return 6 * (parameters - looked_up) + attention
+
+
+def peak_flops(place: Device, dtype: Any, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of this device, by a square matrix product of ``dtype``: the
+    best of those that fit into ``seconds``."""
+    size = 1024 if place.kind == "cpu" else 8192
+    with no_grad(), place.active():
+        a = place.zeros((size, size), dtype)
+        best, began = 0.0, time.perf_counter()
+        while not best or time.perf_counter() - began < seconds:
+            start = time.perf_counter()
+            place.xp.matmul(a, a)
+            place.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
