@@ -28,6 +28,8 @@ LOSS: list[Case] = [
     _case("many rows, some ignored", normal(70, 9), _some_ignored(70, 9)),
     _case("more rows than a block has threads", normal(1100, 3), _some_ignored(1100, 3)),
     _case("long rows, some ignored", normal(4, 1100), _some_ignored(4, 1100), label_smoothing=0.1),
+    *(_case(f"the largest last of {v}", fixed([[0.0] * (v - 1) + [200.0]]), array([v - 1]))
+      for v in (1024, 2048, 4099)),
     _case("no rows", normal(0, 6), array([])),
     _case("int32 targets", normal(5, 7), array([0, 6, -100, 3, 1], "int32"), smooth=True),
     _case("smoothing of 1", normal(3, 4), ids(4, 3), smooth=True, label_smoothing=1.0),

@@ -64,6 +64,13 @@ EQUIVALENT: list[tuple[str, str]] = [
     ),
     ("if (column > s.width) break;", "one more step that multiplies zeros"),
     ("i += stride + 1) out[i] =", "a tail is shorter than a stride: each thread makes one turn"),
+    ("uniform(word_of(words, j)) > p", "no uniform number equals a p of a few digits"),
+    ("start < goal", "the number drawn would have to fall exactly on a bound of a 60-bit sum"),
+    ("goal <= reached + sum", "the same"),
+    (
+        "(float)(bits >> 9) - 0.5f",
+        "one in eight million draws is negative, the others move by a last digit",
+    ),
     ("span = (classes + warps + 1) / warps", "warps share a row otherwise, and still cover it"),
 ]
 

@@ -56,6 +56,7 @@ OPTIMIZER_KERNELS: list[Case] = [
     *(_adamw(f"{shape}", *shape) for shape in ((3, 8), (2053,))),
     *(_adamw(f"{shape} with masters", *shape, master=True) for shape in ((1,), (33,))),
     _adamw("more than a chunk", 8197),
+    _adamw("one more than a chunk", 8193),
     _adamw("a late step", 40, step=1_000_000),
     _adamw("a scaled gradient", 40, scale=0.125, master=True),
     _adamw("no decay", 40, weight_decay=0.0),

@@ -184,7 +184,8 @@ class _Display:
         self.peak = peak_flops(
             model.device, model.dtype if model.device.kind == "cuda" else "float32"
         )
-        self.pace, self.val, self.bar = 0.0, None, None
+        self.pace, self.val = 0.0, None
+        self.bar: Any = None
         print(f"{model.count_parameters():,} parameters, {len(trainer.dataset.train):,} tokens to learn from, "
               f"{len(trainer.dataset.val):,} to check with, on {model.device}", file=sys.stderr)  # fmt: skip
         if sys.stderr.isatty():

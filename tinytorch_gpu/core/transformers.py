@@ -257,10 +257,11 @@ class Transformer(Module):
                     cache=cache, layer=i, rotary=self.rotary, positions=positions,
                 )  # fmt: skip
                 again = self.recompute and not return_attention_weights
-                x = recompute(run, x, self.generator) if again else run(x)
+                made: Any = recompute(run, x, self.generator) if again else run(x)
             if return_attention_weights:
-                x, layer_weights = x
+                made, layer_weights = made
                 weights.append(layer_weights)
+            x = made
         if cache is not None:
             cache.advance()
         return self.final_norm(x), weights

@@ -6,6 +6,7 @@ pages of its own windows only.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -152,7 +153,7 @@ def text_files(sources: Any) -> list[Path]:
 def pieces(file: Path) -> Iterator[tuple[str, int]]:
     """The text of a file in pieces that end between lines where it has any, and the bytes so far."""
     held = ""
-    with open(file, encoding="utf-8", newline="") as stream:
+    with open(file, "rb") as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as stream:
         while True:
             try:
                 more = stream.read(PIECE)
@@ -169,7 +170,7 @@ def pieces(file: Path) -> Iterator[tuple[str, int]]:
                 else held.rfind("\n") + 1 or (len(held) if len(held) > 4 * PIECE else 0)
             )
             if cut:
-                yield held[:cut], stream.buffer.tell()
+                yield held[:cut], raw.tell()
             held = held[cut:]
             if not more:
                 return

@@ -79,7 +79,8 @@ class Trainer:
         self.optimizer, self.schedule = config.make_optimizer(model), config.make_schedule()
         self.scaler = LossScaler() if model.dtype.name == "float16" else None
         self.loss = CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.steps_done, self.best, self.best_step = 0, math.inf, None
+        self.steps_done, self.best = 0, math.inf
+        self.best_step: int | None = None
         model.recompute = config.recompute
         self.named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
