@@ -37,15 +37,19 @@ def propagate(tensor: Any, start: Any, retain_graph: bool) -> None:
     pending: dict[Node, dict[int, Any]] = {}
     owned = {id(start)}
     _deliver(tensor, start, pending, owned)
-    for node in _history(tensor):
+    nodes = _history(tensor)[::-1]
+    while nodes:
+        node = nodes.pop()
         found = pending.pop(node, None)
         if found is None:
             continue
-        for parent, gradient in zip(node.parents, _gradients(node, found), strict=False):
+        gradients, parents = _gradients(node, found), node.parents
+        if not retain_graph:
+            # What nothing else holds is freed now, though the last result may live on.
+            node.residuals, node.parents = None, ()
+        for parent, gradient in zip(parents, gradients, strict=False):
             if parent is not None and gradient is not None and parent.requires_grad:
                 _deliver(parent, gradient, pending, owned)
-        if not retain_graph:
-            node.residuals = None
 
 
 def _gradients(node: Node, found: dict[int, Any]) -> Any:
