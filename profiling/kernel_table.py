@@ -7,11 +7,10 @@ Registers, shared memory and spills are what ptxas reports; occupancy is the the
 registers, static shared memory and threads (dynamic shared memory, which a launch decides, may lower it
 and is marked +).
 
-``--save`` brings profiling/results/kernels.json and kernels.md up to date: every variant for every
-architecture, compiled where its source is not the one that was compiled before. ``--check`` fails where
-the saved table is not of today's sources, where a kernel spills, and where one is worse than what was saved: more
-registers, an instruction lost. It compiles every kernel for every architecture and every variant for one or more,
-which takes minutes; all of them take half an hour.
+``--save`` brings profiling/results/kernels.json and kernels.md up to date: it compiles what is new or changed of every
+variant for one architecture or more, and every kernel for all of them; with ``--full`` of every variant for every one,
+which takes most of an hour. ``--check`` fails where the saved table is not of today's sources, where a kernel spills, and
+where one is worse than what was saved: more registers, an instruction lost.
 """
 
 import argparse
@@ -224,14 +223,14 @@ def version():
     return ".".join(map(str, check(nvrtc.nvrtcVersion())))
 
 
-def update(saved):
-    """Compile what is new or changed, and save all."""
-    jobs = everything()
-    new = unsaved(jobs, saved)
-    wanted = {(f, spelled(v), a) for f, v, a in jobs} - {(f, spelled(v), a) for f, v, a in new}
-    kept = [row for row in saved if (row["file"], row["variant"], row["arch"]) in wanted]
-    rows = [*kept, *compiled(new)]
-    save(sorted(rows, key=key))
+def update(saved, jobs):
+    """Compile those of ``jobs`` that are new or changed, file by file, and save with what is still true."""
+    true = {(f, spelled(v), a, digest(f, v)) for f, v, a in everything()}
+    rows = [r for r in saved if (r["file"], r["variant"], r["arch"], r.get("source")) in true]
+    new = unsaved(jobs, rows)
+    for file in sorted({job[0] for job in new}):
+        rows += compiled([job for job in new if job[0] == file])
+        save(sorted(rows, key=key))  # an interruption loses one file
     print(f"{len(new)} of {len(jobs)} compiled anew")
     return rows
 
@@ -275,7 +274,7 @@ def show(rows):
 
 def faults(saved):
     """Everything that is wrong with the saved table or with what is compiled now, in words."""
-    stale = unsaved(everything(), saved)
+    stale = unsaved(sample(), saved)
     if stale:
         yield f"{len(stale)} variants are not in the saved table, {stale[0]} first: run make kernel-table"
         return
@@ -287,6 +286,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="*", default=ARCHITECTURES)
     parser.add_argument("--file", nargs="*", default=())
+    parser.add_argument("--full", action="store_true", help="every variant for every architecture")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--save", action="store_true")
     what.add_argument("--check", action="store_true")
@@ -294,11 +294,10 @@ def main():
     if arguments.check:
         found = list(faults(saved_rows()))
         sys.exit("\n".join(found) if found else 0)
-    rows = (
-        update(saved_rows())
-        if arguments.save
-        else compiled(everything(arguments.file, arguments.arch))
-    )
+    if arguments.save:
+        rows = update(saved_rows(), everything() if arguments.full else sample())
+    else:
+        rows = compiled(everything(arguments.file, arguments.arch))
     if not arguments.save:
         show(rows)
     sys.exit("a kernel spills registers" if any(row["spilled"] for row in rows) else 0)

@@ -55,6 +55,7 @@ def _sample_cases() -> list[Case]:
         _sample("far apart", _spread((2, 300), 300.0), 1.0, [25, 0], [0.7, 0.6], 0.0),
         _sample("nearly cold", _spread((2, 300), 2.0), 1e-3, [25, 0], [0.7, 0.6], 0.0),
         _sample("hot", _spread((2, 300), 2.0), 50.0, [25, 0], [0.7, 0.6], 0.0),
+        _sample("a long row", _spread((1, 40000), 1.0), 1.0, 0, 1.0, 0.0),
         _sample("more rows than a group", _spread((7, 40), 2.0), 1.3, 9, 0.95, 0.01),
         *(_sample(f"seed {s}", _spread((5, 60), 1.0), 1.0, 50, 0.95, 0.0, s) for s in range(4)),
     ]

@@ -178,6 +178,7 @@ def test_warps_that_share_outputs(monkeypatch: pytest.MonkeyPatch, split: int) -
         (1, 600, 37, None),
         (2, 77, 6, "geglu"),
         (6, 72, 70, "silu"),
+        (5, 264, 140, None),
     ):
         x, weight = (
             random.standard_normal(s).astype(np.float32) for s in ((rows, width), (outs, width))

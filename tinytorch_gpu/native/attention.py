@@ -9,8 +9,7 @@ is far above the rest, its gradient is a difference of equal numbers.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -26,8 +25,7 @@ QUERIES = 128
 SCORES = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """Queries and key heads of one row of the batch, and the keys that some of them may see."""
 
     row: int
@@ -76,7 +74,7 @@ class _Scores:
 
     def buffer(self, name: str, *shape: int) -> Any:
         """An array to write to, of the same memory each time."""
-        size = numpy.prod(shape, dtype=int)
+        size = math.prod(shape)
         held = self._scratch.get(name)
         if held is None or held.size < size:
             held = self._scratch[name] = numpy.empty(size, self.q.dtype)
@@ -85,8 +83,8 @@ class _Scores:
     def by_head(self, x: Any, block: _Block) -> Any:
         """The view (K, G, T, ...) of a block's queries in ``x`` (B, T, H, ...)."""
         part = x[block.row, block.queries]
-        apart = part.reshape(len(part), self.kv_heads, self.groups, *part.shape[2:])
-        return numpy.moveaxis(apart[:, block.heads], 0, 2)
+        apart = part.reshape(len(part), self.kv_heads, self.groups, part.shape[2])
+        return apart[:, block.heads].transpose(1, 2, 0, 3)
 
     def stacked(self, x: Any, block: _Block, name: str, factor: Any = None) -> Any:
         """A block's queries in ``x`` (B, T, H, D), times ``factor``, as (K, G T, D)."""
@@ -105,7 +103,12 @@ class _Scores:
         rows = block.queries.stop - block.queries.start
         shape = (len(queries), self.groups, rows, known.shape[2])
         scores = self.buffer("scores", *shape)
-        numpy.matmul(queries, known, out=scores.reshape(len(queries), -1, shape[3]))
+        if (
+            rows == 1
+        ):  # few query heads of a key head are a worse shape for the BLAS than each alone
+            numpy.matmul(queries[:, :, None], known[:, None], out=scores)
+        else:
+            numpy.matmul(queries, known, out=scores.reshape(len(queries), -1, shape[3]))
         if not self.exact:
             scores *= self.scale
         self._hide(scores, block)
@@ -114,8 +117,11 @@ class _Scores:
     def _hide(self, scores: Any, block: _Block) -> None:
         """Later keys and those a window away, looked for only where there can be any."""
         low, high, position = block.keys.start, block.keys.stop, block.position
+        causal = self.causal and position + 1 < high
+        if not causal and self.window is None:
+            return
         query = numpy.arange(position, position + scores.shape[2])[:, None]
-        if self.causal and position + 1 < high:
+        if causal:
             first = max(low, position + 1)
             later = numpy.arange(first, high) > query
             numpy.copyto(scores[..., first - low :], -numpy.inf, where=later)
@@ -127,7 +133,8 @@ class _Scores:
 
 def _per_row(numbers: Any, batch: int) -> list[int]:
     """Lengths or starts on the host, of all rows; one number is that of all."""
-    return numpy.broadcast_to(numbers.reshape(-1), (batch,)).tolist()
+    found = numbers.reshape(-1).tolist()
+    return found * batch if len(found) == 1 else found
 
 
 def _accepts(
@@ -163,18 +170,22 @@ def _forward(
 def _attend(scores: Any, values: Any, out: Any, lse: Any) -> None:
     """out = softmax(scores) values for one block: (K, G, T, S), (K, S, D)."""
     kv_heads, groups, rows, keys = scores.shape
-    top = scores.max(axis=-1, keepdims=True)
+    top = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
     top[~numpy.isfinite(top)] = 0
     scores -= top
     numpy.exp(scores, out=scores)
-    stacked = scores.reshape(kv_heads, -1, keys)
-    total = numpy.matmul(stacked, numpy.ones((keys, 1), scores.dtype)).reshape(top.shape)
-    mixed = numpy.matmul(stacked, values).reshape(kv_heads, groups, rows, -1)
+    if rows == 1:
+        total = numpy.add.reduce(scores, axis=-1, keepdims=True)
+        mixed = numpy.matmul(scores, values[:, None])
+    else:  # a sum is several times slower than a product with ones
+        stacked = scores.reshape(kv_heads, -1, keys)
+        total = numpy.matmul(stacked, numpy.ones((keys, 1), scores.dtype)).reshape(top.shape)
+        mixed = numpy.matmul(stacked, values).reshape(kv_heads, groups, rows, -1)
     # A query that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there; one that
     # sees a NaN too: its weights are NaN where the scores are.
     blind = ~(total > 0)
-    total[blind] = 1
-    top[blind] = numpy.inf
+    if blind.any():
+        total[blind], top[blind] = 1, numpy.inf
     # The small result is divided, not the big weights.
     numpy.divide(mixed, total, out=out)
     numpy.add(top, numpy.log(total), out=lse)

@@ -175,7 +175,7 @@ def _attend_backward(
     residuals: Any, dout: Any, dweights: Any, *, causal: bool = False, scale: float | None = None,
     window: int | None = None, dropout: float = 0.0,
 ) -> Any:  # fmt: skip
-    inputs, _, lse = residuals
+    inputs, out, lse = residuals
     q, k, v, _, bias, _, _, state = inputs
     xp, (batch, rows, heads, _) = namespace(q), q.shape
     kv_heads, keys = k.shape[2], k.shape[1]
@@ -189,11 +189,12 @@ def _attend_backward(
         kept, dkept = weights * factor, dkept * factor
     if dweights is not None:
         dkept = dkept + widen(dweights)
-    # A mean, not a sum: rounding a large lse scales all weights of its row, and would leave a part
-    # of dkept where it should cancel.
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    total = xp.where(total > 0, total, xp.ones_like(total))
-    mean = xp.sum(dkept * weights, axis=-1, keepdims=True) / total
+    # The mean of dkept by the weights, from the result: summed by weights made anew, the rounding of
+    # a large lse would leave a part of dkept where it should cancel.
+    mean = xp.sum(dy * _by_key_head(widen(out), kv_heads), axis=-1, keepdims=True)
+    mean = xp.reshape(mean, lse.shape)
+    if dweights is not None:
+        mean = mean + xp.sum(widen(dweights) * weights, axis=-1, keepdims=True)
     dscores = weights * (dkept - mean)
     dbias = None if bias is None else narrow(unbroadcast(dscores, bias.shape), bias.dtype)
     scaled = xp.reshape(dscores * _scale(q, scale), stacked)
