@@ -28,7 +28,9 @@
 static const int UNITS = CORES && HEAD <= 64 ? 2 : 1;
 static const int SPLIT = CORES || HEAD <= 128 ? 1 : HEAD <= 192 ? 2 : 4;
 static const int OWN = 16 * UNITS * WARPS / SPLIT;
-static const int KEYS = CORES ? (HEAD <= 128 ? 64 : 32) : (HEAD <= 96 ? 32 : 16);
+// Before 9.0 two units of 64 columns leave registers for the scores of 32 keys only.
+#define FEW_KEYS (HEAD > 128 || (HEAD == 64 && __CUDA_ARCH__ < 900))
+static const int KEYS = CORES ? (FEW_KEYS ? 32 : 64) : (HEAD <= 96 ? 32 : 16);
 static const int COLUMNS = HEAD / SPLIT;
 
 // The state of the running softmax for the rows of a thread.
