@@ -43,6 +43,52 @@ def test_gradients_of_a_training_step(pair: Any) -> None:
         np.testing.assert_allclose(found[1][name], gradient, atol=1e-5, err_msg=name)
 
 
+TRAINING: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout": 0.2},
+    "label smoothing and targets to ignore": {"label_smoothing": 0.1, "ignore_index": 3},
+    "recomputation": {"recompute": True, "dropout": 0.2},
+    "bfloat16": {"dtype": "bfloat16", "dropout": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("how", TRAINING)
+def test_a_training_step_of_each_kind(gpu: str, family: str, how: str) -> None:
+    """Loss, gradients and the position of the random numbers afterwards, after two batches."""
+    options = dict(TRAINING[how])
+    dtype, again = options.pop("dtype", "float32"), options.pop("recompute", False)
+    dropout, found = options.pop("dropout", 0.0), []
+    config = TransformerConfig(50, 32, 4, 2, 48, 64, dropout=dropout, **FAMILIES[family])
+    for place in ("cpu", gpu):
+        model = Transformer.from_config(config, device=place, dtype=dtype, seed=1)
+        model.recompute = again
+        for _ in range(2):
+            targets = Tensor(np.arange(10) + 1).to(model.device)
+            loss = ops.cross_entropy(model(IDS).reshape(-1, 50), targets, **options)
+            loss.backward()
+        gradients = {n: p.grad.cpu().numpy() for n, p in model.named_parameters()}
+        found.append((loss.item(), model.generator.offset, gradients))
+    (here, offset, wanted), (there, same_offset, gradients) = found
+    assert same_offset == offset
+    # In 16 bits a GPU computes in 16 bits too: a few roundings a layer.
+    allowed = 1e-5 if dtype == "float32" else 4 * 2.0**-8
+    assert abs(there - here) < allowed * abs(here)
+    for name, gradient in wanted.items():
+        wide = gradient.astype(np.float32)
+        scale = max(1.0, np.abs(wide).max())
+        np.testing.assert_allclose(
+            gradients[name].astype(np.float32), wide, atol=allowed * scale, err_msg=name
+        )
+
+
+def test_gradients_of_two_leaves_are_two_arrays(gpu: str) -> None:
+    a, b = (Tensor(np.ones(3), requires_grad=True, device=gpu) for _ in range(2))
+    for _ in range(2):
+        (a + b).backward(device(gpu).asarray([1.0, 2.0, 3.0], "float64"))
+    a.grad.data[...] *= 5
+    assert b.grad.tolist() == [2, 4, 6]
+
+
 @pytest.mark.parametrize("prompts", [IDS, [[1, 2, 3], [4]]], ids=["even", "ragged"])
 def test_greedy_ids_are_the_same(pair: Any, prompts: Any) -> None:
     here, there = (model.generate(prompts, 6, temperature=0) for model in pair)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinytorch_gpu import Transformer, nvtx, ops
+from tinytorch_gpu import Tensor, Transformer, nvtx, ops
 
 
 class Domain:
@@ -90,14 +90,78 @@ def test_the_ops_are_the_same_in_every_layer(domain: Domain, model: Transformer)
     assert {"op.linear", "op.rotary", "op.attention"} <= set(layers[0])
 
 
+def below(tree: list[Any], *path: str) -> list[list[Any]]:
+    """The children of every range at ``path``."""
+    found = [tree]
+    for step in path:
+        found = [under for children in found for name, under in children if name == step]
+    return found
+
+
+def backward_tree(domain: Domain, model: Transformer) -> list[Any]:
+    """The ranges of one backward pass, as a trainer opens them."""
+    with nvtx.span("train.forward", "phase"):
+        loss = model([[1, 2, 3]]).sum()
+    with nvtx.span("train.backward", "phase"):
+        loss.backward()
+    assert domain.open == [domain.root]
+    (tree,) = below(domain.root, "train.backward")
+    return tree
+
+
 def test_a_post_norm_layer_and_its_backward(domain: Domain) -> None:
     model = Transformer(20, 16, 4, 1, 24, 32, pre_norm=False, seed=0, device="cpu")
-    model([[1, 2, 3]]).sum().backward()
-    tree = dict(domain.root)
-    assert set(names(tree["layer.00"])) == {"norm1", "attention", "norm2", "ffn"}
-    assert {"op.linear.backward", "op.attention.backward", "op.add_layer_norm.backward"} <= set(
-        tree
-    )
+    tree = backward_tree(domain, model)
+    (forward,) = below(domain.root, "train.forward", "layer.00")
+    assert set(names(forward)) == {"norm1", "attention", "norm2", "ffn"}
+    (layer,) = below(tree, "layer.00")
+    assert names(layer) == ["norm2", "ffn", "norm1", "attention"]
+    assert names(dict(layer)["norm1"]) == ["op.add_layer_norm.backward"]
+
+
+def test_the_backward_lies_in_its_layers_and_parts(domain: Domain, model: Transformer) -> None:
+    tree = backward_tree(domain, model)
+    assert [n for n in names(tree) if not n.startswith("op.")] == \
+        ["lm_head", "layer.01", "layer.00", "embed"]  # fmt: skip
+    for layer in ("layer.00", "layer.01"):
+        (parts,) = below(tree, layer)
+        assert names(parts) == ["ffn", "norm2", "attention", "norm1"]
+        forward = dict(below(domain.root, "train.forward", layer)[0])
+        for part, operations in parts:
+            assert operations and all(n.endswith(".backward") for n in names(operations))
+            ran = [n.removesuffix(".backward") for n in names(operations)]
+            assert set(names(forward[part])) <= set(ran), part
+    assert domain.payloads.count(("layer.01", 1)) == 2
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_recomputed_layer_runs_inside_its_range(
+    domain: Domain, model: Transformer, layers: int
+) -> None:
+    model.recompute = True
+    model.transformer_blocks = model.transformer_blocks[:layers]
+    tree = backward_tree(domain, model)
+    for i in range(layers):
+        (parts,) = below(tree, f"layer.{i:02d}")
+        assert names(parts) == ["recompute", "ffn", "norm2", "attention", "norm1"]
+        assert names(parts[0][1]) == ["norm1", "attention", "norm2", "ffn"]
+        assert "op.attention.backward" in names(dict(parts)["attention"])
+
+
+def test_ranges_of_the_backward_close_when_it_fails(domain: Domain, model: Transformer) -> None:
+    loss = model([[1, 2, 3]]).sum()
+    model.transformer_blocks[0].ffn.fall.weight.grad = Tensor(np.zeros((3, 3)))
+    with pytest.raises(ValueError):
+        loss.backward()
+    assert domain.open == [domain.root]
+
+
+def test_a_backward_of_what_ran_with_no_tool(domain: Domain, model: Transformer) -> None:
+    nvtx.disable()
+    loss = model([[1, 2, 3]]).sum()
+    nvtx.enable(domain)
+    loss.backward()
+    assert "op.attention.backward" in names(domain.root) and domain.open == [domain.root]
 
 
 def test_names_are_those_that_nsight_can_filter(domain: Domain, model: Transformer) -> None:

@@ -1,7 +1,9 @@
 """The Tensor's habits are PyTorch's."""
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -164,6 +166,50 @@ def test_gradients_of_two_leaves_are_two_arrays() -> None:
     a.grad.data[...] *= 5
     np.testing.assert_array_equal(b.grad.data, [1, 1])
     np.testing.assert_array_equal(start, [1, 1])
+
+
+def test_a_leaf_used_twice_leaves_the_gradients_of_others_alone() -> None:
+    """What is added in place to a leaf's gradient is not an array that still goes on backwards."""
+    a, c = leaf(1.0, 2.0), leaf(0.0, 0.0)
+    ((a + (a + c.exp())) * Tensor(np.ones(2))).sum().backward()
+    np.testing.assert_array_equal(a.grad.data, [2, 2])
+    np.testing.assert_array_equal(c.grad.data, [1, 1])
+    ((a + (a + c.exp().reshape(1, 2))) * Tensor(np.ones((1, 2)))).sum().backward()
+    np.testing.assert_array_equal(a.grad.data, [4, 4])
+    np.testing.assert_array_equal(c.grad.data, [2, 2])
+
+
+def test_a_gradient_keeps_its_place_in_memory() -> None:
+    x, scalar = leaf(1.0, 2.0), leaf(3.0)
+    (x * x).sum().backward()
+    scalar.exp().backward()
+    held, place = x.grad.data, scalar.grad.data
+    (x * scalar).sum().backward()
+    assert x.grad.data is held and scalar.grad.data is place
+    np.testing.assert_array_equal(held, [5, 7])
+    assert scalar.grad.item() == np.exp(3.0) + 3
+
+
+def test_the_backward_frees_what_it_has_passed_without_the_collector() -> None:
+    """While the loss still lives: intermediate Tensors, what was saved of them and their gradients."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = leaf(*np.ones(1000))
+        middle = x.exp()
+        alive = [
+            weakref.ref(middle),
+            weakref.ref(middle.data),
+            weakref.ref(middle.node.residuals[0]),
+        ]
+        loss = (middle * middle).sum()
+        del middle
+        assert all(r() is not None for r in alive)
+        loss.backward()
+        assert [r() for r in alive if r() is not x.data] == [None] * 3
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_gradients_can_be_written_to() -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import pydoc_data.topics
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: TokenDataset, tmp_path: Pa
         for name in ("whole", "part")
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 6
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(
+    data: TokenDataset, tmp_path: Path
+) -> None:
+    whole, part = trainer_of(data, tmp_path / "whole"), trainer_of(data, tmp_path / "part")
+    whole.train()
+    batches = part.loader.next
+
+    def interrupted() -> Any:
+        if part.steps_done == 2:
+            signal.raise_signal(signal.SIGINT)
+        return batches()
+
+    part.loader.next = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        part.train()
+    resumed = Trainer.resume(tmp_path / "part", "cpu")
+    assert resumed.steps_done == 3
+    resumed.train()
+    assert_same(whole.model, resumed.model)
 
 
 def test_the_result_loads_as_a_model(data: TokenDataset, tmp_path: Path) -> None:

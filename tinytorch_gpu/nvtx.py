@@ -8,6 +8,7 @@ keeps every new string for ever.
 """
 
 import os
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,17 @@ COLORS = {"phase": "blue", "layer": "green", "part": "orange", "op": "purple", "
 on = False
 _domain: Any = None
 _attributes: dict[tuple[str, str], Any] = {}
+Range = tuple[str, str, int | None]
+
+
+class _Open(threading.local):
+    """What ``push`` was called with for the ranges that this thread has open."""
+
+    def __init__(self) -> None:
+        self.ranges: list[Range] = []
+
+
+_open = _Open()
 
 
 def _open_domain() -> Any:
@@ -42,8 +54,9 @@ def _open_domain() -> Any:
 
 def enable(domain: Any = None) -> bool:
     """Turn ranges on if a tool listens (or on ``domain``, for tests); return whether they are."""
-    global on, _domain
+    global on, _domain, _open
     _attributes.clear()
+    _open = _Open()
     _domain = domain if domain is not None else _open_domain()
     on = _domain is not None
     return on
@@ -66,11 +79,20 @@ def push(name: str, category: str = "op", payload: int | None = None) -> None:
     if payload is not None:
         attributes.payload = payload
     _domain.push_range(attributes)
+    _open.ranges.append((name, category, payload))
 
 
 def pop() -> None:
     """Close the range opened last. Call it only when ``nvtx.on``."""
     _domain.pop_range()
+    if _open.ranges:
+        _open.ranges.pop()
+
+
+def opened() -> tuple[Range, ...]:
+    """The ranges this thread is in, outermost first, but for phases and transfers: what says which
+    part of a model an operation belongs to. Each can be given to ``push`` again."""
+    return tuple(each for each in _open.ranges if each[1] not in ("phase", "io"))
 
 
 class span:  # noqa: N801 - it reads as a statement

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # What a user can cause. Anything else is our mistake, and its traceback is worth having.
-_EXPECTED = (UsageError, ValueError, OSError, ImportError, NotImplementedError, MemoryError)
+_EXPECTED = (UsageError, ValueError, OSError, ImportError, NotImplementedError, MemoryError,
+             FloatingPointError)  # fmt: skip
 
 
 def _fail(error: Exception) -> int:

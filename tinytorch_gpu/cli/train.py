@@ -80,11 +80,23 @@ def _begun(arguments: argparse.Namespace) -> Trainer:
 
 
 def _resumed(arguments: argparse.Namespace) -> Trainer:
-    given = [
-        name for name in ("data", "out", "preset", "config", "init") if getattr(arguments, name)
-    ]
+    names = (
+        "data",
+        "out",
+        "preset",
+        "config",
+        "init",
+        "tokenizer",
+        "dataset",
+        "dropout",
+        *SETTINGS,
+    )
+    given = [n for n in names if n != "steps" and getattr(arguments, n) is not None]
     if given:
-        raise ValueError(f"--resume takes all settings from the run; leave out --{given[0]}")
+        option = given[0].replace("_", "-")
+        raise ValueError(
+            f"--resume takes all settings but --steps from the run; leave out --{option}"
+        )
     return Trainer.resume(arguments.resume, device=arguments.device, steps=arguments.steps)
 
 

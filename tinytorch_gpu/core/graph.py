@@ -7,21 +7,36 @@ from ..backend import namespace
 
 
 class Node:
-    """One recorded operation: how to send gradients from its outputs to its parents."""
+    """One recorded operation: how to send gradients from its outputs to its parents.
 
-    __slots__ = ("backward", "name", "options", "outputs", "parents", "residuals", "time")
+    ``range`` names the NVTX range of its backward (None: it opens none), ``inside`` are the ranges that
+    were open around its forward.
+    """
+
+    __slots__ = (
+        "backward", "inside", "name", "options", "outputs", "parents", "range", "residuals", "time",
+    )  # fmt: skip
     _count = 0
 
-    def __init__(self, name: str, backward: Any, parents: Any, residuals: Any, options: Any):
+    def __init__(
+        self,
+        name: str,
+        backward: Any,
+        parents: Any,
+        residuals: Any,
+        options: Any,
+        range: str | None = None,
+    ):
         self.name, self.backward, self.parents = name, backward, parents
-        self.residuals, self.options = residuals, options
+        self.residuals, self.options, self.range = residuals, options, range
+        self.inside = nvtx.opened() if nvtx.on else ()
         self.outputs: list[tuple[tuple[int, ...], Any]] = []
         Node._count += 1
         self.time = Node._count
 
 
 def _history(tensor: Any) -> list[Node]:
-    """Every node ``tensor`` came from, newest first: an order that is always safe."""
+    """Every node ``tensor`` came from, oldest first: backwards, an order that is always safe."""
     if tensor.node is None:
         return []
     seen, stack = {tensor.node}, [tensor.node]
@@ -30,62 +45,113 @@ def _history(tensor: Any) -> list[Node]:
             if parent is not None and parent.node is not None and parent.node not in seen:
                 seen.add(parent.node)
                 stack.append(parent.node)
-    return sorted(seen, key=lambda node: -node.time)
+    return sorted(seen, key=lambda node: node.time)
 
 
 def propagate(tensor: Any, start: Any, retain_graph: bool) -> None:
+    """Add to every leaf behind ``tensor`` its gradient, for ``start``, that of ``tensor``."""
     pending: dict[Node, dict[int, Any]] = {}
-    owned = {id(start)}
-    _deliver(tensor, start, pending, owned)
-    nodes = _history(tensor)[::-1]
-    while nodes:
-        node = nodes.pop()
-        found = pending.pop(node, None)
-        if found is None:
-            continue
-        gradients, parents = _gradients(node, found), node.parents
-        if not retain_graph:
-            # What nothing else holds is freed now, though the last result may live on.
-            node.residuals, node.parents = None, ()
-        for parent, gradient in zip(parents, gradients, strict=False):
-            if parent is not None and gradient is not None and parent.requires_grad:
-                _deliver(parent, gradient, pending, owned)
+    _deliver(tensor, start, pending, shared=True)
+    nodes = _history(tensor)
+    ranges = _Ranges() if nvtx.on else None
+    try:
+        while nodes:
+            node = nodes.pop()
+            if node in pending:
+                if ranges is not None:
+                    ranges.move(node.inside)
+                _step(node, pending, retain_graph)
+    finally:
+        if ranges is not None:
+            ranges.leave()
 
 
-def _gradients(node: Node, found: dict[int, Any]) -> Any:
-    """The gradients of a node's parents from those of its outputs; an unused output counts 0."""
+def _step(node: Node, pending: dict[Node, dict[int, Any]], retain_graph: bool) -> None:
+    """Send what waits for a node to its parents, and let go of what only it held."""
     if node.residuals is None:
         raise RuntimeError(
             f"the results saved for {node.name} are gone after the first backward(): "
             "pass retain_graph=True to it to go back twice"
         )
-    some = next(iter(found.values()))
-    xp = namespace(some)
-    douts = [
+    douts = _complete(node, pending.pop(node))
+    if nvtx.on and node.range is not None:
+        with nvtx.span(node.range):
+            gradients = list(node.backward(node.residuals, *douts, **node.options))
+    else:
+        gradients = list(node.backward(node.residuals, *douts, **node.options))
+    parents = node.parents
+    if not retain_graph:
+        # Freed now, though the last result may live on.
+        node.residuals, node.parents = None, ()
+    given = [id(_memory(x)) for x in (*gradients, *douts) if x is not None]
+    douts.clear()
+    for i, parent in enumerate(parents):
+        gradient, gradients[i] = gradients[i], None
+        if parent is not None and gradient is not None and parent.requires_grad:
+            _deliver(parent, gradient, pending, shared=given.count(id(gradient)) > 1)
+
+
+def _memory(array: Any) -> Any:
+    """The array whose memory another is a view of, or itself."""
+    base = getattr(array, "base", None)
+    return array if base is None else base
+
+
+def _complete(node: Node, found: dict[int, Any]) -> list[Any]:
+    """The gradients of all outputs of a node: an output that was not used counts 0."""
+    xp = namespace(next(iter(found.values())))
+    return [
         found[i] if i in found else xp.zeros(shape, dtype=dtype)
         for i, (shape, dtype) in enumerate(node.outputs)
     ]
-    if not nvtx.on:
-        return node.backward(node.residuals, *douts, **node.options)
-    with nvtx.span(f"op.{node.name}.backward"):
-        return node.backward(node.residuals, *douts, **node.options)
 
 
-def _deliver(tensor: Any, gradient: Any, pending: Any, owned: set[int]) -> None:
+def _deliver(tensor: Any, gradient: Any, pending: Any, shared: bool) -> None:
     """Add a gradient to a leaf's, or to what waits for the node of another Tensor.
 
-    A leaf's gradient is its own: an array that is part of another or has been given away (``owned``)
-    is copied, so that writing to one gradient changes no other. More is added in place.
+    A leaf's gradient is its own, and more is added in place: an array that is part of another, or
+    that others were given too (``shared``), is copied.
     """
-    if tensor.node is None:
-        if tensor.grad is not None:
-            tensor.grad.data[...] += gradient
-            return
-        if id(gradient) in owned or getattr(gradient, "base", None) is not None:
-            gradient = namespace(gradient).asarray(gradient, copy=True)
-        owned.add(id(gradient))
+    if tensor.node is not None:
+        of_node = pending.setdefault(tensor.node, {})
+        before = of_node.get(tensor.output)
+        of_node[tensor.output] = gradient if before is None else before + gradient
+    elif tensor.grad is not None:
+        tensor.grad.data[...] += gradient
+    else:
+        # NumPy's scalars are no arrays: they cannot be added to in place.
+        if shared or not gradient.shape or _memory(gradient) is not gradient:
+            xp = namespace(gradient)
+            gradient = xp.astype(xp.asarray(gradient), gradient.dtype, copy=True)
         tensor.hold(gradient)
-        return
-    of_node = pending.setdefault(tensor.node, {})
-    before = of_node.get(tensor.output)
-    of_node[tensor.output] = gradient if before is None else before + gradient
+
+
+class _Ranges:
+    """The layer and part whose ranges are open while the backward walks through them."""
+
+    def __init__(self) -> None:
+        self.outside, self.open = nvtx.opened(), ()  # type: tuple[Any, ...], tuple[Any, ...]
+
+    def move(self, inside: tuple[Any, ...]) -> None:
+        """Close the ranges that do not hold the next operation, and open those that do."""
+        # A part that runs again in the backward has what is open there around it already.
+        common = len(self.outside)
+        wanted = inside[common:] if inside[:common] == self.outside else inside
+        kept = 0
+        for a, b in zip(self.open, wanted, strict=False):
+            if a != b:
+                break
+            kept += 1
+        self._close(len(self.open) - kept)
+        for each in wanted[kept:]:
+            nvtx.push(*each)
+        self.open = wanted
+
+    def leave(self) -> None:
+        """Close all that is open."""
+        self._close(len(self.open))
+        self.open = ()
+
+    def _close(self, count: int) -> None:
+        for _ in range(count if nvtx.on else 0):
+            nvtx.pop()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import nvtx
-from ..backend import DEVICES, kind_of_type, kinds, load_makers, loaded_makers
+from ..backend import DEVICES, kind, kind_of_type, kinds, load_makers, loaded_makers
 from .graph import Node
 from .tensor import Tensor, grad_enabled, operators, wrap
 
@@ -78,6 +78,7 @@ class Op:
         self.reference_backward: Callable[..., Any] | None = None
         self.makers: dict[str, Maker] = {}
         self._range = f"op.{shown_as or self.name}"
+        self._backward_range = f"{self._range}.backward"
         parameters = inspect.signature(reference).parameters.values()
         self._arrays = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self._options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -179,11 +180,13 @@ class Op:
     def _record(
         self, maker: Any, args: Any, residuals: Any, options: Any, tensors: list[Tensor]
     ) -> None:
-        backward = self.reference_backward
+        backward, name = self.reference_backward, self._backward_range
         if maker is not None and maker.backward is not None:
             backward = maker.backward
+        elif nvtx.on and kind(tensors[0].data) in DEVICES:
+            name += " (reference)"
         parents = [a if isinstance(a, Tensor) and a.requires_grad else None for a in args]
-        node = Node(self.name, backward, parents, residuals, options)
+        node = Node(self.name, backward, parents, residuals, options, name)
         for i, tensor in enumerate(tensors):
             node.outputs.append((tensor.data.shape, tensor.data.dtype))
             tensor.node, tensor.output, tensor.requires_grad = node, i, True

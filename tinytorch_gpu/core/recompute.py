@@ -7,6 +7,7 @@ what its operations save for their gradients exists for one part at a time.
 from collections.abc import Callable
 from typing import Any
 
+from .. import nvtx
 from ..rng import Generator
 from .graph import Node, propagate
 from .tensor import Tensor, enable_grad, grad_enabled, no_grad, wrap
@@ -17,31 +18,33 @@ def recompute(
 ) -> Tensor:
     """``function(x)``, of which nothing but ``x`` is kept for the backward.
 
-    The function must do the same twice; what it draws from ``generator`` is drawn again. Gradients, those of
-    parameters that it uses included, are the same to the last bit.
+    The function must do the same twice, and draw random numbers from ``generator`` only: they are drawn
+    again. Gradients, those of parameters that it uses included, are the same to the last bit.
     """
     if not grad_enabled():
         return function(x)
+    wanted = x.requires_grad
     offset = 0 if generator is None else generator.offset
     with no_grad():
         out = wrap(function(x).data)
 
     def backward(residuals: Any, dout: Any) -> tuple[Any]:
         again = wrap(residuals[0])
-        again.requires_grad = True
+        again.requires_grad = wanted
         after = 0 if generator is None else generator.offset
         if generator is not None:
             generator.offset = offset
         try:
-            with enable_grad():
+            with enable_grad(), nvtx.span("recompute", "phase"):
                 made = function(again)
         finally:
             if generator is not None:
                 generator.offset = after
-        propagate(made, dout, False)
+        if made.requires_grad:
+            propagate(made, dout, False)
         return (None if again.grad is None else again.grad.data,)
 
-    node = Node("recompute", backward, [x if x.requires_grad else None], (x.data,), {})
+    node = Node("recompute", backward, [x if wanted else None], (x.data,), {})
     node.outputs.append((out.data.shape, out.data.dtype))
     out.node, out.output, out.requires_grad = node, 0, True
     return out

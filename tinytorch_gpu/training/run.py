@@ -55,6 +55,12 @@ class Run:
         """What the run was told; no run is a ValueError."""
         return _read_json(self.folder / ABOUT, f"{self.folder} holds no run: it has no {ABOUT}")
 
+    def tell(self, about: Mapping[str, Any]) -> None:
+        """Change what the run was told."""
+        new = self.folder / f".{ABOUT}.new"
+        _write_json(new, about)
+        os.replace(new, self.folder / ABOUT)
+
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, oldest first."""
         if not self.checkpoints.is_dir():
@@ -79,8 +85,11 @@ class Run:
         optimizer: Mapping[str, Any],
         state: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint and return its folder. An error leaves the ones before as they were."""
+        """Write a checkpoint and return its folder; one of this step that is there already stays. An
+        error leaves the ones before as they were."""
         target = self.path(step)
+        if target.exists():
+            return target
         new = self.checkpoints / f".{target.name}.{os.getpid()}.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -90,13 +99,7 @@ class Run:
             _write_json(new / STATE, state)
             for written in (new / OPTIMIZER, new / STATE, new):
                 flush(written)
-            if target.exists():  # the same step again: the old one makes room last
-                old = new.with_suffix(".old")
-                os.rename(target, old)
-                os.rename(new, target)
-                shutil.rmtree(old)
-            else:
-                os.rename(new, target)
+            os.rename(new, target)
             flush(self.checkpoints)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)

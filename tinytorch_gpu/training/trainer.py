@@ -1,8 +1,11 @@
 """The loop: batches in, a loss, its gradients, an update; evaluation, checkpoints and samples between."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,24 +196,33 @@ class Trainer:
     # --- the whole run ---
     def train(self, callback: Callable[[StepResult, dict[str, Any]], None] | None = None) -> None:
         """Make all steps that are left. ``callback`` is told each one, with what it logged. Ctrl-C ends it
-        after a step and with a checkpoint."""
-        config = self.config
+        after a step and with a checkpoint; a second one at once, and with the checkpoint before."""
+        config, whole = self.config, True
         try:
             while self.steps_done < config.steps:
-                found, extra = self.step(), {}
-                if _due(found.step, config.eval_every, config.steps) and len(self.dataset.val) > 1:
-                    extra["val_loss"] = self.evaluate()
-                    if extra["val_loss"] < self.best:
-                        self.best, self.best_step = extra["val_loss"], found.step
-                if self.run is not None:
-                    self._record(found, extra)
+                with _interrupt_held():
+                    whole = False  # between here and the record, a state to save would be torn
+                    found, extra = self.step(), self._evaluated()
+                    if self.run is not None:
+                        self._record(found, extra)
+                    whole = True
                 if callback is not None:
                     callback(found, extra)
         except KeyboardInterrupt:
-            if self.run is not None and self.steps_done not in self.run.steps():
-                self.optimizer.zero_grad()
+            if whole and self.run is not None and self.steps_done not in self.run.steps():
                 self.save()
             raise
+
+    def _evaluated(self) -> dict[str, Any]:
+        """What the step just made adds to the log: the validation loss, if it is time."""
+        if not _due(self.steps_done, self.config.eval_every, self.config.steps):
+            return {}
+        if len(self.dataset.val) < 2:
+            return {}
+        found = self.evaluate()
+        if found < self.best:
+            self.best, self.best_step = found, self.steps_done
+        return {"val_loss": found}
 
     def _record(self, found: StepResult, extra: dict[str, Any]) -> None:
         """Log a step, and save if it is time or if there is none better."""
@@ -281,9 +293,34 @@ class Trainer:
         model = open_model(path).load(device=device, dtype=about["dtype"])
         trainer = cls(model, TokenDataset.open(about["data"]), config, run)
         trainer.restore(arrays, state)
+        if steps:
+            run.tell({**about, "training": config.to_dict()})
         run.forget_after(trainer.steps_done)
         run.tidy(config.keep, trainer.best_step)
         return trainer
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Let the first Ctrl-C wait for the end of the block; the second is KeyboardInterrupt at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    asked = False
+
+    def note(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _due(step: int, every: int, last: int) -> bool:
