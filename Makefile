@@ -21,7 +21,7 @@ endif
 EXTRAS := demo$(CUDA:%=,%)
 DEMO := $(VENV)/.demo$(CUDA:%=-%)
 
-.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-kernels kernel-table mutants clean
+.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-train bench-kernels kernel-table kernel-traffic mutants clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -56,11 +56,17 @@ format: $(VENV)/.dev  ## format the code
 bench: $(VENV)/.dev $(DEMO)  ## measure generation, against peers that are installed
 	$(BIN)/python profiling/bench_generate.py $(ARGS)
 
+bench-train: $(VENV)/.dev  ## measure a training step, against PyTorch if it is installed
+	$(BIN)/python profiling/bench_train.py $(ARGS)
+
 bench-kernels: $(VENV)/.dev $(DEMO)  ## time the kernels on an NVIDIA GPU
 	$(BIN)/python profiling/bench_kernels.py $(ARGS)
 
 kernel-table: $(VENV)/.dev  ## compile every kernel for every architecture, and save what came out
 	$(BIN)/python profiling/kernel_table.py --save $(ARGS)
+
+kernel-traffic: $(VENV)/.dev  ## count what the kernels move, and save it
+	$(BIN)/python profiling/kernel_traffic.py --save $(ARGS)
 
 mutants: $(VENV)/.dev  ## make faulty kernels and see whether the tests catch them (long)
 	$(BIN)/python tests/mutants.py $(ARGS)

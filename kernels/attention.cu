@@ -160,5 +160,6 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_forward(
     put<UNITS, COLUMNS>(own, r.sum, row0, column0, r.total);
     __syncthreads();
     const long long out_row = (long long)heads * width;
-    write<OWN>(out + batch * queries * out_row + head * width, own, out_row, query0, queries, width, vectors);
+    REAL* to = out + (long long)batch * queries * out_row + head * width;
+    write<OWN>(to, own, out_row, query0, queries, width, vectors);
 }

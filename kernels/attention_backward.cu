@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
 
     auto bring = [&](int head, int first, int stage) {
         REAL* pair = streamed + stage * 2 * OTHER * HEAD;
-        const REAL* from = dout + batch * queries * dout_row + head * width;
+        const REAL* from = dout + (long long)batch * queries * dout_row + head * width;
         fetch<OTHER>(pair, q + batch * q_batch + head * q_head, q_row, first, queries, width, vectors);
         fetch<OTHER>(pair + OTHER * HEAD, from, dout_row, first, queries, width, vectors);
         if (threadIdx.x < OTHER) {
@@ -186,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_keys(
     }
     copy_wait<0>();
     __syncthreads();
-    const long long offset = batch * keys * dk_row + kv_head * width;
+    const long long offset = (long long)batch * keys * dk_row + kv_head * width;
     write_sums(dk + offset, own_k, dk_sum, scale, row0, column0, dk_row, key0, keys, width, vectors);
     write_sums(dv + offset, own_v, dv_sum, 1.0f, row0, column0, dk_row, key0, keys, width, vectors);
 }
@@ -214,7 +214,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_queries(
     const bool vectors = in_vectors(q, {q_batch, q_row, q_head}, width) && aligned(dout, 16) && aligned(dq, 16) &&
                          in_vectors(k, {k_batch, k_row, k_head}, width) &&
                          in_vectors(v, {v_batch, v_row, v_head}, width);
-    const long long dq_row = (long long)heads * width, offset = batch * queries * dq_row + head * width;
+    const long long dq_row = (long long)heads * width;
+    const long long offset = (long long)batch * queries * dq_row + head * width;
     k += batch * k_batch + head / group * k_head;
     v += batch * v_batch + head / group * v_head;
     Sight sight(p, batch);

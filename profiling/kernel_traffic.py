@@ -25,7 +25,7 @@ from tinytorch_gpu.core.op import OPS
 RESULTS = Path(__file__).parent / "results" / "traffic.md"
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 BLOCKS = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
-SECTORS, CONFLICT = 1.1, 2.0
+CONFLICT = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Entry:
     least: int
     most: float | None
     run: Callable[[], Any]
+    sectors: float = 1.1  # the most over the fewest
 
     def __str__(self) -> str:
         return f"{self.name}, {self.shape}, {self.dtype}"
@@ -145,7 +146,12 @@ def losses(dtype: str) -> Iterator[Entry]:
     rows, classes = 64, 4096
     logits = array(rows, classes, dtype=dtype)
     targets = backend.device("emulated").asarray(np.arange(rows))
-    least = 2 * rows * classes * SIZES[dtype] + rows * 8
+    size, options = rows * classes * SIZES[dtype], {"ignore_index": -100, "label_smoothing": 0.0}
+    least, back = 2 * size + rows * 8, backward("cross_entropy", logits, targets, **options)
+    yield Entry("cross entropy", f"{rows} x {classes}", dtype, "logits, targets in, a number a row out",
+                size + rows * 16, 1.05, lambda: maker("cross_entropy").forward(logits, targets, **options))  # fmt: skip
+    yield Entry("cross entropy, backward", f"{rows} x {classes}", dtype, "logits, targets in, gradients out",
+                least, 1.05, back(backend.device("emulated").asarray(np.float32(1))))  # fmt: skip
     yield Entry("cross entropy and gradient", f"{rows} x {classes}", dtype,
                 "logits, targets in, gradients out", least, 1.05,
                 lambda: cross_entropy_with_gradient(logits, targets))  # fmt: skip
@@ -169,6 +175,10 @@ def optimizers(dtype: str) -> Iterator[Entry]:
         scale = gradient_norm_many([table], 1.0)[1]
         adamw_many(table, rate, step, scale)
 
+    one = (values["param"], values["grad"], *moments.values(), masters and masters[0], rate, step)
+    yield Entry("AdamW of one tensor", f"{count}", dtype,
+                "gradient in, weights (16 bits: their masters), two moments in and out", least, 1.05,
+                lambda: maker("adamw").forward(*one, place.asarray(np.float32(1))))  # fmt: skip
     yield Entry("AdamW with clipping", f"{count}", dtype,
                 "gradients in twice, weights (16 bits: their masters), two moments in and out",
                 least + count * each, 1.05, run)  # fmt: skip
@@ -179,7 +189,7 @@ def linears(storage: str) -> Iterator[Entry]:
     from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
 
     width, outs = 1024, 1536
-    for rows in (1, 4):
+    for rows in (1, 4, 8):
         if storage in BLOCKS:
             x, pitch, each = array(rows, width, dtype="float16"), width // 32 * BLOCKS[storage], 2
             raw = backend.device("emulated").asarray(np.zeros((outs, pitch), np.uint8))
@@ -189,7 +199,9 @@ def linears(storage: str) -> Iterator[Entry]:
             pitch, weight = width * each, array(outs, width, dtype=storage)
             run = lambda x=x, weight=weight: decode_linear(x, weight)  # noqa: E731
         yield Entry(f"linear, {rows} rows", f"{width} to {outs}", storage, "weights, x in, y out",
-                    outs * pitch + rows * (width + outs) * each, 1.10, run)  # fmt: skip
+                    outs * pitch + rows * (width + outs) * each, 1.10, run,
+                    # Two outputs of a row are stored at a time: beside few weights that shows.
+                    1.2 if rows > 4 and storage in BLOCKS else 1.1)  # fmt: skip
 
 
 def attentions(dtype: str) -> Iterator[Entry]:

@@ -1,7 +1,9 @@
-"""Fixtures: a tiny real model file, and the GPU."""
+"""Fixtures: a tiny real model file, text to learn from, and the GPU."""
 
 import os
+import pydoc_data.topics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import write_gguf
@@ -50,3 +52,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     except DeviceError as error:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"no GPU: {error}"))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some English prose in a file: Python's own."""
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    topics = pydoc_data.topics.topics
+    path.write_text("".join(topics[k] for k in ("assert", "while", "with")), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(text: Path) -> Any:
+    """It as tokens of characters."""
+    from tinytorch_gpu.training import TokenDataset, char_tokenizer
+
+    return TokenDataset.build(text, char_tokenizer(text), text.parent / "data")

@@ -107,7 +107,7 @@ def test_training_goes_on_from_a_model(text: Path, config: Path, tmp_path: Path)
         (["--data", "TEXT", "--out", "RUN", "--length", "100000"], "too few for a window"),
         (["--data", "TEXT", "--out", "RUN", "--preset", "gpt2"], "needs a --tokenizer"),
         (["--data", "TEXT", "--out", "RUN", "--preset", "gpt3"], "invalid choice"),
-        (["--data", "TEXT", "--out", "RUN", "--config", "TEXT"], "no JSON"),
+        (["--data", "TEXT", "--out", "RUN", "--config", "TEXT"], "not valid JSON"),
         (["--data", "TEXT", "--out", "RUN", "--init", "nowhere"], "no model 'nowhere'"),
         (["--data", "TEXT", "--out", "RUN", "--lr", "-1"], "at least 0"),
         (["--resume", "absent"], "holds no run"),

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pydoc_data.topics
 import shutil
 import signal
 import time
@@ -20,33 +19,15 @@ from tinytorch_gpu import Transformer, backend
 from tinytorch_gpu.checkpoint import open_model
 from tinytorch_gpu.config import TransformerConfig
 from tinytorch_gpu.training import (
-    DataLoader,
     Run,
     TokenDataset,
     Trainer,
     TrainingConfig,
-    char_tokenizer,
-    windows,
 )
-from tinytorch_gpu.training.batches import shuffled
 
 SETTINGS = TrainingConfig(
     steps=6, batch=3, length=16, warmup=2, eval_every=3, eval_tokens=200, save_every=2, log_every=1
 )
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "prose.txt"
-    path.write_text(
-        "".join(pydoc_data.topics.topics[k] for k in ("assert", "while", "with")), encoding="utf-8"
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(text: Path) -> TokenDataset:
-    return TokenDataset.build(text, char_tokenizer(text), text.parent / "data")
 
 
 def model_of(
@@ -85,86 +66,6 @@ def assert_same(one: Transformer, other: Transformer) -> None:
     found = weights(other)
     for name, values in weights(one).items():
         np.testing.assert_array_equal(values, found[name], err_msg=name)
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-def test_text_comes_back(text: Path, data: TokenDataset) -> None:
-    ids = np.concatenate([data.train, data.val])
-    assert data.tokenizer.decode(ids) == text.read_text(encoding="utf-8")
-    assert len(data.train) == int(len(ids) * 0.9)
-    again = TokenDataset.build(text, char_tokenizer(text), data.folder)
-    assert again.digest == data.digest
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 64, 1000])
-def test_a_shuffle_is_a_permutation(count: int) -> None:
-    assert sorted(shuffled(i, count, 9) for i in range(count)) == list(range(count))
-    assert count < 17 or [shuffled(i, count, 9) for i in range(count)] != [
-        shuffled(i, count, 10) for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("size", "length"), [(101, 10), (108, 10), (33, 32), (40, 32), (5, 1)])
-def test_an_epoch_has_each_window_once(size: int, length: int) -> None:
-    loader = DataLoader(np.arange(size), 1, length, seed=2)
-    orders = []
-    for epoch in range(4):
-        starts = []
-        while True:
-            before = loader.state_dict()
-            inputs, targets = loader.next()
-            if loader.epoch != epoch:
-                loader.load_state_dict({**before, "epoch": epoch + 1, "index": 0})
-                break
-            np.testing.assert_array_equal(targets, inputs + 1)
-            starts.append(int(inputs[0, 0]))
-        assert len(set(starts)) == len(starts)
-        assert sorted(starts) == list(range(min(starts), max(starts) + 1, length))
-        assert len(starts) >= max(1, (size - 1) // length - 1)
-        orders.append(tuple(starts))
-    assert size < 100 or len(set(orders)) == 4
-
-
-def test_evaluation_windows_have_each_target_once() -> None:
-    for size in (2, 9, 10, 11, 30, 31):
-        seen = [t for _, targets in windows(np.arange(size), 2, 5) for t in targets.ravel()]
-        assert seen == list(range(1, size))
-
-
-def test_bad_data_is_told(tmp_path: Path, text: Path, data: TokenDataset) -> None:
-    tokenizer = char_tokenizer(text)
-    bad = tmp_path / "latin.txt"
-    bad.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="0xe9"):
-        char_tokenizer(bad)
-    with pytest.raises(ValueError, match="no text at"):
-        TokenDataset.build(tmp_path / "absent", tokenizer, tmp_path / "d")
-    (tmp_path / "short").write_text("a")
-    with pytest.raises(ValueError, match="1 tokens"):
-        TokenDataset.build(tmp_path / "short", tokenizer, tmp_path / "d")
-    with pytest.raises(ValueError, match="no token dataset"):
-        TokenDataset.open(tmp_path / "d")
-    copy = tmp_path / "copy"
-    shutil.copytree(data.folder, copy)
-    about = json.loads((copy / "dataset.json").read_text())
-    for change in (
-        {"tokens": 7},
-        {"dtype": "<f4"},
-        {"train": 10**9},
-        {"version": 2},
-        {"vocab_size": "x"},
-    ):
-        (copy / "dataset.json").write_text(json.dumps({**about, **change}))
-        with pytest.raises(ValueError, match=r"dataset|tokens"):
-            TokenDataset.open(copy)
-    with pytest.raises(ValueError, match="too few"):
-        DataLoader(np.arange(4), 1, 8)
-    with pytest.raises(ValueError, match="other data"):
-        DataLoader(np.arange(40), 1, 8).load_state_dict(
-            DataLoader(np.arange(41), 1, 8).state_dict()
-        )
 
 
 # --- learning -----------------------------------------------------------------------------------
@@ -372,6 +273,26 @@ def test_a_killed_run_resumes(data: TokenDataset, tmp_path: Path) -> None:
         trainer.optimizer.load_state_dict({**arrays, "step": state["count"]})
 
 
+def test_a_run_that_has_moved_goes_on(data: TokenDataset, tmp_path: Path) -> None:
+    shutil.copytree(data.folder, tmp_path / "run" / "data")
+    trainer = trainer_of(data, tmp_path / "run")
+    assert trainer.run is not None
+    trainer.run.tell({**trainer.run.about(), "data": "data"})
+    trainer.step()
+    trainer.save()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    resumed = Trainer.resume(tmp_path / "elsewhere", "cpu", steps=9)
+    assert resumed.steps_done == 1 and resumed.config.steps == 9
+    assert Trainer.resume(tmp_path / "elsewhere", "cpu").config.steps == 9
+
+
+def test_a_run_without_a_checkpoint_begins_anew(data: TokenDataset, tmp_path: Path) -> None:
+    first = trainer_of(data, tmp_path / "run")
+    assert first.run is not None
+    first.run.log({"step": 1, "loss": 3.0})
+    assert trainer_of(data, tmp_path / "run").run.metrics() == []  # type: ignore[union-attr]
+
+
 def test_mistakes_are_told(data: TokenDataset, tmp_path: Path) -> None:
     trainer_of(data, tmp_path / "run").save()
     with pytest.raises(ValueError, match="holds a run"):
@@ -380,6 +301,9 @@ def test_mistakes_are_told(data: TokenDataset, tmp_path: Path) -> None:
         Trainer.resume(tmp_path / "other", "cpu")
     with pytest.raises(ValueError, match="unknown training settings"):
         TrainingConfig.from_dict({"step": 3})
+    for wrong in ({"lr": "x"}, {"betas": 5}, {"betas": [0.9, 2]}, {"momentum": 9}, {"steps": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TrainingConfig.from_dict(wrong)
     with pytest.raises(ValueError, match="max_seq_length"):
         Trainer(model_of(data), data, TrainingConfig(length=64))
     small = Transformer(5, 8, 2, 1, 16, 32, device="cpu")
@@ -387,6 +311,10 @@ def test_mistakes_are_told(data: TokenDataset, tmp_path: Path) -> None:
         Trainer(small, data, SETTINGS)
     path = Run(tmp_path / "run").newest()
     assert path is not None
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k != "random"}))
+    with pytest.raises(ValueError, match=r"no whole training checkpoint: KeyError.*random"):
+        Trainer.resume(tmp_path / "run", "cpu")
     whole = (path / "optimizer.safetensors").read_bytes()
     (path / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="truncated"):

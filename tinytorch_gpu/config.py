@@ -26,7 +26,7 @@ class RopeScaling:
     original_max_seq_length: int = 8192
 
     def __post_init__(self) -> None:
-        _one_of("rope scaling kind", self.kind, get_args(Scaling))
+        one_of("rope scaling kind", self.kind, get_args(Scaling))
         if not self.factor > 0:
             raise ValueError(f"rope scaling factor must be above 0, not {self.factor}")
 
@@ -72,26 +72,26 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "hidden_dim", "max_seq_length"):
-            _whole(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         for name in ("num_layers", "encoder_layers"):
-            _whole(name, getattr(self, name), 0)
+            whole(name, getattr(self, name), 0)
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        _whole("num_kv_heads", self.num_kv_heads, 1)
+        whole("num_kv_heads", self.num_kv_heads, 1)
         if self.head_dim is None:
             _multiple("embed_dim", self.embed_dim, "num_heads", self.num_heads)
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        _whole("head_dim", self.head_dim, 1)
+        whole("head_dim", self.head_dim, 1)
         _multiple("num_heads", self.num_heads, "num_kv_heads", self.kv_heads)
-        _one_of("norm", self.norm, get_args(Norm))
-        _one_of("position", self.position, get_args(Position))
-        _one_of("activation", self.activation, get_args(Activation))
+        one_of("norm", self.norm, get_args(Norm))
+        one_of("position", self.position, get_args(Position))
+        one_of("activation", self.activation, get_args(Activation))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         if not self.norm_eps >= 0:
             raise ValueError(f"norm_eps must not be below 0, not {self.norm_eps}")
         if self.sliding_window is not None:
-            _whole("sliding_window", self.sliding_window, 1)
+            whole("sliding_window", self.sliding_window, 1)
         self._check_rotary()
 
     def _check_rotary(self) -> None:
@@ -156,7 +156,8 @@ class TransformerConfig:
         return cls(**given)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def whole(name: str, value: Any, least: int) -> None:
+    """A ValueError unless ``value`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
@@ -166,7 +167,8 @@ def _multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} ({value}) must be a multiple of {of} ({divisor})")
 
 
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """A ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 

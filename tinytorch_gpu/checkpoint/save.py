@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,24 +87,31 @@ def _tokenizer_json(tokenizer: Any) -> str:
 
 
 def _write_weights(model: Any, model_type: str, path: Path) -> None:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise ValueError("saving needs safetensors: pip install safetensors") from None
     family = FAMILY_OF[model_type]
     rules, state = FAMILIES[family], model.state_dict()
     tensors: dict[str, numpy.ndarray] = {}
     for mapped in mapped_tensors(family, model.config):
         prefix = "" if mapped.source in rules.unprefixed else rules.prefix
         tensors[prefix + mapped.source] = mapped.gathered(lambda name: to_numpy(state[name]))
+    write_tensors(tensors, path, {"format": "pt"})
+
+
+def write_tensors(
+    tensors: Mapping[str, numpy.ndarray], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; a failure is an OSError, a missing library a ValueError."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise ValueError("saving needs safetensors: pip install safetensors") from None
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata=metadata)
         path.chmod(mode)  # the library makes files that only their owner may read
     except SafetensorError as error:
-        raise OSError(f"could not write {path.parent / SINGLE}: {error}") from None
+        raise OSError(f"could not write {path}: {error}") from None
 
 
 class _Replacement:

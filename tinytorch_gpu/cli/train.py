@@ -1,7 +1,6 @@
 """``tinytorch-gpu train``: text to a model, with a run folder that can go on after any interruption."""
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_model
+from ..checkpoint.files import read_json
 from ..config import TransformerConfig, preset
 from ..core.transformers import Transformer
 from ..tokenizers import Tokenizer
@@ -62,18 +62,19 @@ def _begun(arguments: argparse.Namespace) -> Trainer:
     if not arguments.data or not arguments.out:
         raise ValueError("give --data TEXT and --out RUN, or --resume RUN")
     run = Run(arguments.out)
-    if (run.folder / "training.json").exists():
-        raise ValueError(
-            f"{run.folder} holds a run: go on with --resume {run.folder}, or name another folder"
-        )
+    run.check_new()
+    models = [n for n in ("preset", "config", "init") if getattr(arguments, n)]
+    if len(models) > 1:
+        raise ValueError(f"--{models[0]} and --{models[1]} both name the model: leave one out")
     choices, config = _settings(arguments)
     tokenizer = _tokenizer(arguments)
-    data = arguments.dataset or str(run.folder / "data")
-    dataset = TokenDataset.build(arguments.data, tokenizer, data, val_fraction=arguments.val_fraction,
+    # Within the run its place is told relative to it, so that the folder may move.
+    data = str(Path(arguments.dataset).resolve()) if arguments.dataset else "data"
+    dataset = TokenDataset.build(arguments.data, tokenizer, run.folder / data, val_fraction=arguments.val_fraction,
                                  progress=_encoding())  # fmt: skip
     model = _model(arguments, choices, config, dataset)
     about = {"training": config.to_dict(), "model": model.config.to_dict(), "dtype": model.dtype.name,
-             "data": str(Path(data).resolve())}  # fmt: skip
+             "data": data}  # fmt: skip
     trainer = Trainer(model, dataset, config)
     trainer.run = Run.create(run.folder, about)
     return trainer
@@ -104,17 +105,12 @@ def _settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], TrainingCo
     """(model choices, training settings): of --config or a preset's recipe, changed by arguments."""
     file: dict[str, Any] = {}
     if arguments.config:
-        try:
-            file = json.loads(Path(arguments.config).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{arguments.config} is no JSON: {str(error).splitlines()[0]}"
-            ) from None
-        unknown = sorted(set(file) - {"model", "training"}) if isinstance(file, dict) else ["?"]
-        if unknown:
-            raise ValueError(
-                f"{arguments.config} may hold the objects model and training, not {unknown[0]!r}"
-            )
+        file = read_json(Path(arguments.config))
+        for name, value in file.items():
+            if name not in ("model", "training") or not isinstance(value, dict):
+                raise ValueError(
+                    f"{arguments.config} may hold the objects model and training, not {name!r}"
+                )
     recipe = RECIPES.get(arguments.preset or "", {})
     given = {n: getattr(arguments, n) for n in SETTINGS if getattr(arguments, n) is not None}
     return file.get("model", {}), TrainingConfig.from_dict(

@@ -66,7 +66,8 @@ def by_cores(like: Any) -> bool:
 def forward_tiles(like: Any, head: int) -> tuple[int, int]:
     """Return queries a block and bytes of shared memory: the numbers of kernels/attention.cu."""
     if by_cores(like):
-        own, keys, slab = (128 if head <= 64 else 64), (64 if head <= 128 else 32), 0
+        few = head > 128 or (head == 64 and compute_capability(like) < 90)
+        own, keys, slab = (128 if head <= 64 else 64), (32 if few else 64), 0
     else:
         own = 64 if head <= 128 else 32 if head <= 192 else 16
         keys = 32 if head <= 96 else 16

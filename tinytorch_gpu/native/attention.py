@@ -215,7 +215,7 @@ def _backward(
     residuals: Any, dout: Any, *, causal: bool = False, scale: float | None = None,
     window: int | None = None, dropout: float = 0.0,
 ) -> Any:  # fmt: skip
-    inputs, out, lse = residuals
+    inputs, _, lse = residuals
     q, k, v, *_ = inputs
     dq, dk, dv = numpy.empty(q.shape, q.dtype), *(numpy.zeros(x.shape, x.dtype) for x in (k, v))
     by_token = lse.transpose(0, 2, 1, 3)
@@ -229,15 +229,16 @@ def _backward(
         numpy.exp(weights, out=weights)
         weights = weights.reshape(len(queries), -1, weights.shape[3])
         dy = scores.stacked(dout, block, "dout")
-        mixed = scores.stacked(out, block, "out")
+        missing = _missing(weights)
+        dy *= missing
         known, values, dknown, dvalues = (
             x[block.row, block.keys, block.heads].transpose(1, 0, 2) for x in (k, v, dk, dv)
         )
         dvalues += numpy.matmul(weights.transpose(0, 2, 1), dy)
         dscores = scores.buffer("dscores", *weights.shape)
         numpy.matmul(dy, values.transpose(0, 2, 1), out=dscores)
-        # The sum over all keys of weight times its gradient, from the small result.
-        dscores -= numpy.vecdot(dy, mixed)[..., None]
+        # The mean of these by the weights: where one weight is nearly 1 it must cancel its own.
+        dscores -= numpy.vecdot(dscores, weights)[..., None] * missing
         dscores *= weights
         if not scores.exact:  # else the queries are scaled
             dscores *= scores.scale
@@ -247,6 +248,17 @@ def _backward(
         if scores.exact:
             own *= scores.scale
     return dq, dk, dv, None, None, None, None, None
+
+
+def _missing(weights: Any) -> Any:
+    """What the rows of weights (K, N, S) must be multiplied by to add up to 1.
+
+    A log-sum-exp far from 0 has been rounded by much, and with it all weights of its row alike. Rows
+    that see nothing, or a NaN, stay as they are.
+    """
+    total = numpy.matmul(weights, numpy.ones((weights.shape[2], 1), weights.dtype))
+    total[~(total > 0)] = 1
+    return numpy.reciprocal(total, out=total)
 
 
 def cached(

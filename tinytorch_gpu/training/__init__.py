@@ -3,10 +3,11 @@
 from .batches import DataLoader, windows
 from .config import RECIPES, TrainingConfig
 from .data import TokenDataset, char_tokenizer
+from .loss import CrossEntropyLoss
 from .optim import SGD, AdamW, LossScaler, clip_grad_norm, decay_groups
 from .run import Run
 from .schedules import ConstantSchedule, CosineSchedule
-from .trainer import CrossEntropyLoss, StepResult, Trainer
+from .trainer import StepResult, Trainer
 
 __all__ = [
     "RECIPES", "SGD", "AdamW", "ConstantSchedule", "CosineSchedule", "CrossEntropyLoss", "DataLoader", "LossScaler",

@@ -1,9 +1,11 @@
 """What a training run is told, and recipes of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..config import one_of, whole
 from .optim import SGD, AdamW, decay_groups
 from .schedules import ConstantSchedule, CosineSchedule, Schedule
 
@@ -45,29 +47,26 @@ class TrainingConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("steps", "batch", "length", "accumulate", "keep", "sample_tokens"):
-            _whole(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         for name in (
             "warmup",
-            "log_every",
-            "eval_every",
             "eval_tokens",
-            "save_every",
-            "sample_every",
             "seed",
+            *(f"{n}_every" for n in ("log", "eval", "save", "sample")),
         ):
-            _whole(name, getattr(self, name), 0)
+            whole(name, getattr(self, name), 0)
         for name in ("lr", "min_lr", "eps", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number from 0, not {getattr(self, name)!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}"
-                )
+            _number(name, getattr(self, name), math.inf)
+        for name in ("momentum", "label_smoothing"):
+            _number(name, getattr(self, name), 1)
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, not {self.betas!r}")
+        for beta in self.betas:
+            _number("betas", beta, 1)
+        object.__setattr__(self, "betas", tuple(self.betas))
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
 
     @property
     def tokens_per_step(self) -> int:
@@ -102,9 +101,9 @@ class TrainingConfig:
         return cls(**values)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+def _number(name: str, value: Any, below: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
+        raise ValueError(f"{name} must be a number from 0 to below {below:g}, not {value!r}")
 
 
 # How models of the presets (config.PRESETS) are usually trained; others by the defaults.

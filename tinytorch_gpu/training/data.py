@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 
+from ..checkpoint.files import read_json
 from ..checkpoint.save import flush, write_tokenizer
 from ..tokenizers import Tokenizer
 
@@ -94,19 +95,16 @@ class TokenDataset:
     def open(cls, folder: str | os.PathLike[str]) -> "TokenDataset":
         """Open a folder that ``build`` made; anything else is a ValueError that says what is wrong."""
         path = Path(folder)
-        try:
-            about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        except OSError:
-            raise ValueError(f"{path} is no token dataset: it has no {ABOUT}") from None
-        except ValueError as error:
-            raise ValueError(f"{path / ABOUT} is no JSON: {str(error).splitlines()[0]}") from None
+        if not (path / ABOUT).is_file():
+            raise ValueError(f"{path} is no token dataset: it has no {ABOUT}")
+        about = read_json(path / ABOUT)
         _check(path, about)
         return cls(path, about)
 
 
-def _check(path: Path, about: Any) -> None:
+def _check(path: Path, about: dict[str, Any]) -> None:
     where = path / ABOUT
-    if not isinstance(about, dict) or about.get("version") != _VERSION:
+    if about.get("version") != _VERSION:
         raise ValueError(f"{where} is of another version: build the dataset anew")
     if about.get("dtype") not in ("<u2", "<u4"):
         raise ValueError(f"{where}: dtype must be <u2 or <u4, not {about.get('dtype')!r}")

@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
+import numpy
+
 from ..backend import Device
 from ..config import TransformerConfig
-from ..core.tensor import no_grad
 
 
 def flops_per_token(config: TransformerConfig, parameters: int, length: int) -> int:
@@ -23,9 +24,10 @@ def flops_per_token(config: TransformerConfig, parameters: int, length: int) -> 
 def peak_flops(place: Device, dtype: Any, seconds: float = 0.2) -> float:
     """Floating-point operations a second of this device, by a square matrix product of ``dtype``: the
     best of those that fit into ``seconds``."""
-    size = 1024 if place.kind == "cpu" else 8192
-    with no_grad(), place.active():
-        a = place.zeros((size, size), dtype)
+    size = {"cuda": 4096, "cpu": 1024}.get(place.kind, 128)
+    values = numpy.random.default_rng(0).standard_normal((size, size))
+    with place.active():
+        a = place.asarray(values, dtype)
         best, began = 0.0, time.perf_counter()
         while not best or time.perf_counter() - began < seconds:
             start = time.perf_counter()

@@ -20,8 +20,9 @@ import numpy
 
 from ..backend import to_numpy
 from ..checkpoint import save as save_model
+from ..checkpoint.files import read_json
 from ..checkpoint.safetensors_file import read_safetensors
-from ..checkpoint.save import flush
+from ..checkpoint.save import flush, write_tensors
 
 ABOUT, METRICS, STATE, OPTIMIZER = (
     "training.json",
@@ -41,19 +42,27 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], about: Mapping[str, Any]) -> "Run":
-        """Begin a run in a folder that is empty or not there; else a ValueError."""
+        """Begin a run in a folder that holds none; else a ValueError. One that ended before its first
+        checkpoint is begun anew."""
         run = cls(folder)
-        if (run.folder / ABOUT).exists() or run.newest() is not None:
-            raise ValueError(
-                f"{run.folder} holds a run: go on with --resume {run.folder}, or name another folder"
-            )
+        run.check_new()
+        run.forget_after(-1)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_json(run.folder / ABOUT, about)
         return run
 
+    def check_new(self) -> None:
+        """A ValueError if the folder holds a run that can go on."""
+        if self.newest() is not None:
+            raise ValueError(
+                f"{self.folder} holds a run: go on with --resume {self.folder}, or name another folder"
+            )
+
     def about(self) -> dict[str, Any]:
         """What the run was told; no run is a ValueError."""
-        return _read_json(self.folder / ABOUT, f"{self.folder} holds no run: it has no {ABOUT}")
+        if not (self.folder / ABOUT).is_file():
+            raise ValueError(f"{self.folder} holds no run: it has no {ABOUT}")
+        return read_json(self.folder / ABOUT)
 
     def tell(self, about: Mapping[str, Any]) -> None:
         """Change what the run was told."""
@@ -95,7 +104,8 @@ class Run:
         new.mkdir(parents=True)
         try:
             save_model(model, new, tokenizer)
-            _write_arrays(new / OPTIMIZER, optimizer)
+            arrays = {n: numpy.ascontiguousarray(to_numpy(x)) for n, x in optimizer.items()}
+            write_tensors(arrays, new / OPTIMIZER)
             _write_json(new / STATE, state)
             for written in (new / OPTIMIZER, new / STATE, new):
                 flush(written)
@@ -121,8 +131,7 @@ class Run:
             raise ValueError(
                 f"{self.folder} has no complete checkpoint{'' if step is None else f' of step {step}'}"
             )
-        state = _read_json(path / STATE, f"{path} is no training checkpoint: it has no {STATE}")
-        return path, _read_arrays(path / OPTIMIZER), state
+        return path, _read_arrays(path / OPTIMIZER), read_json(path / STATE)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a line of metrics."""
@@ -138,10 +147,12 @@ class Run:
                 found.append(json.loads(line))
             except ValueError:
                 continue
-        return found
+        return [line for line in found if isinstance(line, dict) and "step" in line]
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run makes again."""
+        if not (self.folder / METRICS).is_file():
+            return
         kept = [line for line in self.metrics() if line["step"] <= step]
         new = self.folder / f".{METRICS}.new"
         new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -150,28 +161,6 @@ class Run:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, absent: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(absent) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(found).__name__}")
-    return found
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file({name: numpy.ascontiguousarray(to_numpy(x)) for name, x in arrays.items()}, path)
-    except SafetensorError as error:
-        raise OSError(f"could not write {path}: {error}") from None
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:

@@ -1,25 +1,24 @@
 """The loop: batches in, a loss, its gradients, an update; evaluation, checkpoints and samples between."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from .. import nvtx, ops
-from ..backend import to_numpy
+from .. import nvtx
+from ..backend import namespace, to_numpy
 from ..checkpoint import open_model
-from ..core.tensor import Tensor, no_grad, wrap
+from ..core.tensor import no_grad
 from ..core.transformers import Transformer
 from .batches import DataLoader, windows
 from .config import TrainingConfig
 from .data import TokenDataset
+from .interrupt import interrupt_held
+from .loss import CrossEntropyLoss
 from .optim import LossScaler, clip_grad_norm
 from .run import Run
 
@@ -40,18 +39,6 @@ class StepResult:
     def tokens_per_second(self) -> float:
         """The pace of this step."""
         return self.tokens / max(self.seconds, 1e-9)
-
-
-class CrossEntropyLoss:
-    """The mean loss of next tokens: logits (..., V) and ids (...) to a scalar Tensor."""
-
-    def __init__(self, ignore_index: int = -100, label_smoothing: float = 0.0):
-        self.options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-
-    def __call__(self, logits: Tensor, targets: Any) -> Tensor:
-        flat = logits.reshape(-1, logits.shape[-1])
-        ids = targets.data if isinstance(targets, Tensor) else targets
-        return ops.cross_entropy(flat, logits.device.asarray(ids).reshape(-1), **self.options)
 
 
 class Trainer:
@@ -200,7 +187,7 @@ class Trainer:
         config, whole = self.config, True
         try:
             while self.steps_done < config.steps:
-                with _interrupt_held():
+                with interrupt_held():
                     whole = False  # between here and the record, a state to save would be torn
                     found, extra = self.step(), self._evaluated()
                     if self.run is not None:
@@ -291,8 +278,11 @@ class Trainer:
             {**about["training"], **({"steps": steps} if steps else {})}
         )
         model = open_model(path).load(device=device, dtype=about["dtype"])
-        trainer = cls(model, TokenDataset.open(about["data"]), config, run)
-        trainer.restore(arrays, state)
+        trainer = cls(model, TokenDataset.open(run.folder / about["data"]), config, run)
+        try:
+            trainer.restore(arrays, state)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no whole training checkpoint: {error!r}") from None
         if steps:
             run.tell({**about, "training": config.to_dict()})
         run.forget_after(trainer.steps_done)
@@ -300,33 +290,10 @@ class Trainer:
         return trainer
 
 
-@contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Let the first Ctrl-C wait for the end of the block; the second is KeyboardInterrupt at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is interrupted
-        return
-    asked = False
-
-    def note(*_: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    if asked:
-        raise KeyboardInterrupt
-
-
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
 def _finite(array: Any) -> bool:
-    xp = wrap(array).device.xp
+    xp = namespace(array)
     return bool(to_numpy(xp.all(xp.isfinite(array))))
