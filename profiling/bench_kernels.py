@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS, reference_only
 from tinytorch_gpu.core.tensor import no_grad
 
@@ -155,9 +155,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
-    place: Any = backend.device("cuda")
+    place: Any = devices.device("cuda")
     cupy = place.xp
-    backend.load_makers("cuda")
+    devices.load_makers("cuda")
     name = cupy.cuda.runtime.getDeviceProperties(place.index)["name"].decode()
     copy, product = ceilings(cupy, arguments.repeats, arguments.dtype, arguments.scale)
     print(f"{name}: copy {copy:.0f} GB/s, {arguments.dtype} product {product:.1f} TFLOP/s")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinytorch_gpu import backend, emulated
+from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.core.op import OPS
 
 RESULTS = Path(__file__).parent / "results" / "traffic.md"
@@ -80,7 +80,7 @@ def array(*shape: int, dtype: str) -> Any:
     """Normal numbers on the emulated device."""
     random = np.random.default_rng(math.prod(shape))
     values = random.standard_normal(shape).astype(backend.dtype(dtype))
-    return backend.device("emulated").asarray(values)
+    return devices.device("emulated").asarray(values)
 
 
 def maker(name: str) -> Any:
@@ -145,13 +145,13 @@ def losses(dtype: str) -> Iterator[Entry]:
 
     rows, classes = 64, 4096
     logits = array(rows, classes, dtype=dtype)
-    targets = backend.device("emulated").asarray(np.arange(rows))
+    targets = devices.device("emulated").asarray(np.arange(rows))
     size, options = rows * classes * SIZES[dtype], {"ignore_index": -100, "label_smoothing": 0.0}
     least, back = 2 * size + rows * 8, backward("cross_entropy", logits, targets, **options)
     yield Entry("cross entropy", f"{rows} x {classes}", dtype, "logits, targets in, a number a row out",
                 size + rows * 16, 1.05, lambda: maker("cross_entropy").forward(logits, targets, **options))  # fmt: skip
     yield Entry("cross entropy, backward", f"{rows} x {classes}", dtype, "logits, targets in, gradients out",
-                least, 1.05, back(backend.device("emulated").asarray(np.float32(1))))  # fmt: skip
+                least, 1.05, back(devices.device("emulated").asarray(np.float32(1))))  # fmt: skip
     yield Entry("cross entropy and gradient", f"{rows} x {classes}", dtype,
                 "logits, targets in, gradients out", least, 1.05,
                 lambda: cross_entropy_with_gradient(logits, targets))  # fmt: skip
@@ -161,7 +161,7 @@ def optimizers(dtype: str) -> Iterator[Entry]:
     """Clipping needs the norm of all gradients first, so they are read twice."""
     from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many, gradient_norm_many
 
-    count, place, each = 1 << 18, backend.device("emulated"), SIZES[dtype]
+    count, place, each = 1 << 18, devices.device("emulated"), SIZES[dtype]
     values = {name: array(count, dtype=dtype) for name in ("param", "grad")}
     moments = {name: place.zeros(count, "float32") for name in ("first", "second")}
     masters = [place.zeros(count, "float32")] if each == 2 else None
@@ -192,7 +192,7 @@ def linears(storage: str) -> Iterator[Entry]:
     for rows in (1, 4, 8):
         if storage in BLOCKS:
             x, pitch, each = array(rows, width, dtype="float16"), width // 32 * BLOCKS[storage], 2
-            raw = backend.device("emulated").asarray(np.zeros((outs, pitch), np.uint8))
+            raw = devices.device("emulated").asarray(np.zeros((outs, pitch), np.uint8))
             run: Callable[[], Any] = lambda x=x, raw=raw: quantized_linear(x, raw, storage)  # noqa: E731
         else:
             x, each = array(rows, width, dtype=storage), SIZES[storage]
@@ -249,7 +249,7 @@ def main() -> None:
         "| kernel | shape | dtype | must move once | bytes | of the least | limit | sectors of the fewest | worst bank conflict |",
         "|---|---|---|---|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
-    backend.load_makers("emulated")
+    devices.load_makers("emulated")
     for entry in (entry for part, kind in PARTS for entry in part(kind)):
         if not entry.name.startswith(tuple(arguments.only)):
             continue

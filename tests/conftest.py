@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_model import write_gguf
 
-from tinytorch_gpu.backend import DeviceError, device
+from tinytorch_gpu.devices import DeviceError, device
 
 
 @pytest.fixture(scope="session")

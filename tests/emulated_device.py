@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import devices
 
 
 def emulated_device() -> Any:
     """The device, or a skip of the whole module."""
     try:
-        place = backend.device("emulated")
-    except backend.DeviceError as error:
+        place = devices.device("emulated")
+    except devices.DeviceError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error), allow_module_level=True)
-    backend.load_makers("emulated")
+    devices.load_makers("emulated")
     return place

@@ -26,9 +26,9 @@ from running_ops import (
     widened,
 )  # fmt: skip
 
-from tinytorch_gpu import backend, no_grad
-from tinytorch_gpu.backend import Device
+from tinytorch_gpu import backend, devices, no_grad
 from tinytorch_gpu.core.op import OPS, Maker, reference_only
+from tinytorch_gpu.devices import Device
 
 # (floating arguments, weights): a weight may be stored narrower than what it is multiplied with.
 STORAGES = [
@@ -44,7 +44,7 @@ def maker_of(case: Case, place: Device) -> Maker | None:
 
 def accepted(place: Device) -> list[Any]:
     """Every (case, storage) that some maker of the device takes."""
-    backend.load_makers(place.kind)
+    devices.load_makers(place.kind)
     found = []
     for case in (*CASES, *KERNEL_CASES):
         maker = maker_of(case, place)

@@ -120,11 +120,11 @@ def includers(file: str) -> list[str]:
 
 def operations(files: list[str]) -> set[str]:
     """The operations whose kernels are in one of ``files``."""
-    from tinytorch_gpu import backend
+    from tinytorch_gpu import devices
     from tinytorch_gpu.core.op import OPS
     from tinytorch_gpu.cuda.launch import Source
 
-    backend.load_makers("emulated")
+    devices.load_makers("emulated")
     names = set()
     for name, op in OPS.items():
         maker = op.makers.get("cuda")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinytorch_gpu import DeviceError, Tensor, backend, device
+from tinytorch_gpu import DeviceError, Tensor, backend, device, devices
 
 
 class FakeCupy(SimpleNamespace):
@@ -47,10 +47,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(
             importlib, "import_module", lambda n, *a: cupy if n == "cupy" else load(n, *a)
         )
-        backend._cuda.cache_clear()
+        devices._cuda.cache_clear()
 
     yield put
-    backend._cuda.cache_clear()
+    devices._cuda.cache_clear()
 
 
 MISSING = {
@@ -86,7 +86,7 @@ def test_the_emulated_device_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
     from tinytorch_gpu.emulated import compiler
 
     compiler.cache_clear()
-    backend._emulated.cache_clear()
+    devices._emulated.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr("shutil.which", lambda command: None)
         with pytest.raises(DeviceError, match="install g"):

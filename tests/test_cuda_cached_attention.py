@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from running_ops import error
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda import cached_attention as makers
 from tinytorch_gpu.cuda.cached_attention import paged_attention
@@ -52,7 +52,7 @@ def _paged(place: Any, whole: Any, order: Any, page: int) -> Any:
 def test_pages_hold_what_one_piece_holds(
     gpu: str, page: int, tokens: int, starts: list[int], window: int | None
 ) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = _inputs(2, tokens, 304)
     first = np.array(starts)
     lengths, turned = first + tokens, _turned(first, tokens, 8, 304)
@@ -71,7 +71,7 @@ def test_pages_hold_what_one_piece_holds(
 
 
 def test_wrong_pages_are_refused(gpu: str) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = (place.asarray(x) for x in _inputs(1, 1, 16))
     starts, table = place.asarray(np.array([3])), place.asarray(np.zeros((1, 4), np.int32))
     with pytest.raises(ValueError, match="table must be int32"):
@@ -86,7 +86,7 @@ def test_wrong_pages_are_refused(gpu: str) -> None:
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 3, 10])
 def test_a_cache_may_be_narrower(gpu: str, storage: str, tokens: int) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = _inputs(1, tokens, 300)
     keys, values = (x.astype(backend.dtype(storage)) for x in (keys, values))
     turned = _turned(np.array([290]), tokens, 8, 300)
@@ -102,7 +102,7 @@ def test_a_cache_may_be_narrower(gpu: str, storage: str, tokens: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("tokens", [2, 9])
 def test_a_cache_may_lie_at_odd_places(gpu: str, dtype: str, tokens: int) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, *cache = (x.astype(dtype) for x in _inputs(2, tokens, 90, width=16))
     wide = [np.zeros((2, 90, 2, 19), dtype) for _ in "kv"]
     for room, x in zip(wide, cache, strict=True):
@@ -117,7 +117,7 @@ def test_a_cache_may_lie_at_odd_places(gpu: str, dtype: str, tokens: int) -> Non
 
 def test_one_launch_fits_itself_to_the_lengths(gpu: str) -> None:
     """Of a captured step only the contents of arrays change: how many splits there are, too."""
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = _inputs(2, 1, 400)
     there = [place.asarray(x) for x in (packed, keys, values)]
     starts, ends = (place.asarray(np.zeros(2, np.int64)) for _ in "se")
@@ -133,7 +133,7 @@ def test_one_launch_fits_itself_to_the_lengths(gpu: str) -> None:
 
 
 def test_a_row_that_sees_no_key_appends_all_the_same(gpu: str) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = _inputs(2, 3, 200)
     there = [place.asarray(x) for x in (packed, keys, values)]
     starts, lengths = np.array([5, 190]), np.array([0, 193])
@@ -145,7 +145,7 @@ def test_a_row_that_sees_no_key_appends_all_the_same(gpu: str) -> None:
 
 
 def test_numbers_that_are_none_stay_visible(gpu: str) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     packed, keys, values = _inputs(1, 1, 200)
     for bad in (np.nan, np.inf):
         spoilt = keys.copy()
@@ -171,8 +171,8 @@ def test_the_cache_is_read_about_once(heads: int, kv: int, width: int, dtype: st
     from tinytorch_gpu import emulated
 
     try:
-        place = backend.device("emulated")
-    except backend.DeviceError as error_:
+        place = devices.device("emulated")
+    except devices.DeviceError as error_:
         pytest.skip(str(error_))
     packed, keys, values = (x.astype(dtype) for x in _inputs(1, 1, 2048, heads, kv, width))
     there = [place.asarray(x) for x in (packed, keys, values)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from running_ops import UNIT_ROUNDOFF, error, size
 
-from tinytorch_gpu import backend, emulated
+from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.checkpoint.quantization import FORMATS
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda import linear as cuda_linear
@@ -43,7 +43,7 @@ def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
 def test_quantized_weights(
     gpu: str, quantization: str, rows: int, width: int, outs: int, activation: str | None
 ) -> None:
-    place, random = backend.device(gpu), np.random.default_rng(1)
+    place, random = devices.device(gpu), np.random.default_rng(1)
     raw = blocks(quantization, outs, width)
     weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
     weight = weight.reshape(outs, width)
@@ -77,7 +77,7 @@ def test_quantized_weights(
 def test_a_norm_in_front(
     gpu: str, kind: str, dtype: str, storage: str, rows: int, width: int, outs: int
 ) -> None:
-    place, random = backend.device(gpu), np.random.default_rng(2)
+    place, random = devices.device(gpu), np.random.default_rng(2)
     x, weight, gain, shift, bias = (
         random.standard_normal(shape).astype(backend.dtype(kept))
         for shape, kept in (
@@ -116,7 +116,7 @@ def _moved(place: Any, x: Any, by: int) -> Any:
 @pytest.mark.parametrize("rows", [1, 4, 13])
 def test_arrays_at_any_address(gpu: str, dtype: str, rows: int) -> None:
     """Rows that 16-byte loads cannot start at, and parameters that do not lie side by side."""
-    place, random = backend.device(gpu), np.random.default_rng(3)
+    place, random = devices.device(gpu), np.random.default_rng(3)
     x, weight, bias = (
         random.standard_normal(shape).astype(backend.dtype(dtype))
         for shape in ((rows, 48), (21, 48), (42,))
@@ -133,7 +133,7 @@ def test_arrays_at_any_address(gpu: str, dtype: str, rows: int) -> None:
 
 @pytest.mark.parametrize("by", [1, 2, 4])
 def test_blocks_at_any_address(gpu: str, by: int) -> None:
-    place, raw = backend.device(gpu), blocks("q4_0", 9, 64)
+    place, raw = devices.device(gpu), blocks("q4_0", 9, 64)
     x = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
     made = quantized_linear(place.asarray(x), _moved(place, raw, by), "q4_0")
     same = quantized_linear(place.asarray(x), place.asarray(raw), "q4_0")
@@ -143,7 +143,7 @@ def test_blocks_at_any_address(gpu: str, by: int) -> None:
 @pytest.mark.parametrize("quantization", ["q8_0", "q4_0", "q4_1"])
 @pytest.mark.parametrize("rows", [1, 6])
 def test_a_norm_in_front_of_blocks(gpu: str, quantization: str, rows: int) -> None:
-    place, random = backend.device(gpu), np.random.default_rng(5)
+    place, random = devices.device(gpu), np.random.default_rng(5)
     raw = blocks(quantization, 12, 96)
     weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
     x, gain = (random.standard_normal(s).astype(np.float32) for s in ((rows, 96), (96,)))
@@ -160,7 +160,7 @@ def test_a_norm_in_front_of_blocks(gpu: str, quantization: str, rows: int) -> No
 
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_no_outputs(gpu: str, rows: int) -> None:
-    place, maker = backend.device(gpu), OPS["linear"].makers["cuda"]
+    place, maker = devices.device(gpu), OPS["linear"].makers["cuda"]
     x, weight = place.zeros((rows, 8)), place.zeros((0, 8))
     made, residuals = maker.forward(x, weight)
     assert made.shape == (rows, 0)
@@ -216,13 +216,13 @@ def test_tensor_cores_are_used_where_there_are_some(
 
 def _emulated() -> Any:
     try:
-        return backend.device("emulated")
-    except backend.DeviceError as error:
+        return devices.device("emulated")
+    except devices.DeviceError as error:
         pytest.skip(str(error))
 
 
 def test_wrong_shapes_are_refused(gpu: str) -> None:
-    place = backend.device(gpu)
+    place = devices.device(gpu)
     x, raw = place.zeros((1, 64)), place.asarray(blocks("q8_0", 4, 64))
     with pytest.raises(ValueError, match="one of q8_0"):
         quantized_linear(x, raw, "q5_0")

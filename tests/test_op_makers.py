@@ -5,10 +5,10 @@ import pytest
 from case_specs import Case
 from maker_checks import accepted, check_maker, check_unrecorded
 
-from tinytorch_gpu import Tensor, backend, ops
+from tinytorch_gpu import Tensor, devices, ops
 from tinytorch_gpu.core.op import reference_only
 
-CPU = backend.device("cpu")
+CPU = devices.device("cpu")
 ACCEPTED = accepted(CPU)
 
 

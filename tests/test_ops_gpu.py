@@ -22,7 +22,7 @@ from running_ops import (
     size,
 )  # fmt: skip
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS
 
 pytestmark = pytest.mark.gpu
@@ -41,13 +41,13 @@ def _assert_same(there: Any, here: Any, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @each(more=KERNEL_CASES)
 def test_the_gpu_does_what_the_cpu_does(case: Case, dtype: str) -> None:
-    cupy: Any = backend.device("cuda").xp
-    backend.load_makers("cuda")
+    cupy: Any = devices.device("cuda").xp
+    devices.load_makers("cuda")
     op, arguments = OPS[case.op], case.arguments(dtype)
     here, there = fresh(arguments), on(cupy, fresh(arguments))
     maker = op.makers.get("cuda")
     if maker and (not maker.accepts or maker.accepts(*there, **case.options_for(cupy))):
-        check_maker(case, dtype, dtype, backend.device("cuda"))
+        check_maker(case, dtype, dtype, devices.device("cuda"))
         return
     results, residuals = forward(case, here)
     gpu_results, gpu_residuals = forward(case, there, None, cupy)
@@ -63,7 +63,7 @@ def test_the_gpu_does_what_the_cpu_does(case: Case, dtype: str) -> None:
 def test_random_numbers_are_the_same() -> None:
     from tinytorch_gpu.rng import uniform
 
-    cupy: Any = backend.device("cuda").xp
+    cupy: Any = devices.device("cuda").xp
     state = np.array([2**63 + 5, 7], np.uint64)
     np.testing.assert_array_equal(
         uniform(cupy.asarray(state), 9, np.float32).get(), uniform(state, 9, np.float32)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinytorch_gpu.backend import device
+from tinytorch_gpu.devices import device
 from tinytorch_gpu.rng import Generator, philox, uniform
 
 ONES = 0xFFFFFFFF

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, ops
-from tinytorch_gpu.backend import device
 from tinytorch_gpu.core.op import reference_only
 from tinytorch_gpu.core.tensor import Tensor
+from tinytorch_gpu.devices import device
 from tinytorch_gpu.generation import Sampler, Sampling
 
 DRAWS = 20_000

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
-from tinytorch_gpu import Transformer, backend
+from tinytorch_gpu import Transformer, backend, devices
 from tinytorch_gpu.checkpoint import open_model
 from tinytorch_gpu.config import TransformerConfig
 from tinytorch_gpu.training import (
@@ -323,8 +323,8 @@ def test_mistakes_are_told(data: TokenDataset, tmp_path: Path) -> None:
 
 def test_a_step_on_the_emulated_device_is_the_cpus(data: TokenDataset) -> None:
     try:
-        backend.device("emulated")
-    except backend.DeviceError as error:
+        devices.device("emulated")
+    except devices.DeviceError as error:
         pytest.skip(str(error))
     config = TrainingConfig(steps=2, batch=1, length=8, warmup=0)
     here, there = (trainer_of(data, config=config, device=d) for d in ("cpu", "emulated"))

@@ -1,10 +1,10 @@
 """A small transformer library: one Transformer class on NumPy and on CuPy, visible in Nsight."""
 
 from . import ops  # noqa: F401 - fills in the Tensor's operators
-from .backend import DeviceError, device
 from .config import PRESETS, RopeScaling, TransformerConfig, preset
 from .core.tensor import Parameter, Tensor, no_grad
 from .core.transformers import Transformer
+from .devices import DeviceError, device
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,7 +9,8 @@ run repeats the interrupted one, and a captured step draws anew because its offs
 import secrets
 from typing import Any
 
-from .backend import Device, namespace
+from .backend import namespace
+from .devices import Device
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -8,8 +8,9 @@ either way round in memory; nothing above ``linear`` sees the difference.
 from collections.abc import Mapping
 from typing import Any
 
-from .backend import Device, assign
+from .backend import assign
 from .core.tensor import Parameter, Tensor, as_array, wrap
+from .devices import Device
 
 
 class Weight(Parameter):

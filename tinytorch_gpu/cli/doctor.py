@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from .. import backend, nvtx
+from .. import devices, nvtx
 from ..checkpoint import ModelFileError, open_model
 from ..emulated import CompilerError, compiler
 
@@ -79,7 +79,7 @@ def _extra(name: str, extra: str) -> Finding:
 
 def _blas() -> Finding:
     """The library behind matrix products, and whether its threads fit the processors we have."""
-    allowed = backend.threads()
+    allowed = devices.threads()
     blas: Any = numpy.show_config(mode="dicts")
     name = blas.get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
     try:
@@ -101,8 +101,8 @@ def _blas() -> Finding:
 def _gpu() -> Finding:
     """CuPy, the driver and NVRTC: the first that fails, with its fix."""
     try:
-        place = backend.device("cuda")
-    except backend.DeviceError as error:
+        place = devices.device("cuda")
+    except devices.DeviceError as error:
         what, _, fix = str(error).partition(": ")
         return Finding("gpu", "missing", what, fix)
     properties = place.xp.cuda.runtime.getDeviceProperties(0)

@@ -51,7 +51,7 @@ _EXPECTED = (UsageError, ValueError, OSError, ImportError, NotImplementedError, 
 
 
 def _fail(error: Exception) -> int:
-    from ..backend import DeviceError
+    from ..devices import DeviceError
 
     if not isinstance(error, (*_EXPECTED, DeviceError)):
         raise error

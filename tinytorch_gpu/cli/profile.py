@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import device
 from ..config import TransformerConfig
+from ..devices import device
 from .main import UsageError
 
 # A small model of the LLaMA kind: every kernel of a real one, in seconds.

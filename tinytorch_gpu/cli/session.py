@@ -77,7 +77,7 @@ def open_session(arguments: argparse.Namespace, file: ModelFile) -> Session:
 
 def open_file(arguments: argparse.Namespace) -> ModelFile:
     """Open the model of ``-m`` and check the device, before any weight is read."""
-    from ..backend import device
+    from ..devices import device
 
     device(arguments.device)
     return open_model(arguments.model)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..backend import Device, compute_dtype, kind, namespace
+from ..backend import compute_dtype, kind, namespace
+from ..devices import Device
 from .layers import Dropout
 from .module import Builder, Module, as_tensor, megabytes
 from .tensor import Tensor

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import ops
-from ..backend import Device
 from ..config import GATED
+from ..devices import Device
 from ..rng import Generator
 from .module import Builder, Module, as_tensor, megabytes
 from .tensor import Tensor

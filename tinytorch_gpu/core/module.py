@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy
 
-from ..backend import Device, assign, device, float_dtype
+from ..backend import assign, float_dtype
+from ..devices import Device, device
 from ..weight import Weight
 from .tensor import Parameter, Tensor, as_array
 

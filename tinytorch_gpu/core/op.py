@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import nvtx
-from ..backend import DEVICES, kind, kind_of_type, kinds, load_makers, loaded_makers
+from ..backend import DEVICES, kind, kind_of_type, kinds
+from ..devices import load_makers, loaded_makers
 from .graph import Node
 from .tensor import Tensor, grad_enabled, operators, wrap
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import nvtx
-from ..backend import Device, device, device_of, dtype_name, float_dtype, is_array, namespace
 from ..backend import dtype as dtype_called
+from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
+from ..devices import Device, device, device_of
 from .graph import Node, propagate
 
 # Filled by ops/: the operation of each operator and method below.

@@ -10,8 +10,9 @@ from dataclasses import fields
 from typing import Any
 
 from .. import nvtx, ops
-from ..backend import Device, device, float_dtype
+from ..backend import float_dtype
 from ..config import TransformerConfig
+from ..devices import Device, device
 from ..rng import Generator
 from .attention import MultiHeadAttention, Positions
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, Rotary, as_ids

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..backend import Device
+from ..devices import Device
 
 
 class CudaGraph:

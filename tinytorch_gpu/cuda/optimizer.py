@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy
 
-from ..backend import device_of, dtype_name
+from ..backend import dtype_name
+from ..devices import device_of
 from ..ops.optimizer import adamw, clip_scale, gradient_norm
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
 

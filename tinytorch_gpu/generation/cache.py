@@ -9,9 +9,10 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..backend import Device, assign, compute_dtype, device
+from ..backend import assign, compute_dtype
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
+from ..devices import Device, device
 from ..special import append_rows
 
 

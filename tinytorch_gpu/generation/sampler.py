@@ -5,8 +5,8 @@ from numbers import Real
 from typing import Any
 
 from .. import nvtx, ops
-from ..backend import Device
 from ..core.tensor import Tensor
+from ..devices import Device
 from ..rng import Generator
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy
 
-from ..backend import device, is_half
+from ..backend import is_half
+from ..devices import device
 from ..ops import embedding
 from .buffers import plain, rows_of
 from .linear import widen_into

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy
 
-from ..backend import Device
 from ..config import TransformerConfig
+from ..devices import Device
 
 
 def flops_per_token(config: TransformerConfig, parameters: int, length: int) -> int:
