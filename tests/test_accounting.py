@@ -1,0 +1,195 @@
+"""What is counted without a run: the calls of a model, its parameters, operations and bytes."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from tinytorch_gpu import Transformer
+from tinytorch_gpu.config import FAMILIES, PRESETS, TransformerConfig, preset
+from tinytorch_gpu.core.op import record
+from tinytorch_gpu.core.tensor import no_grad
+from tinytorch_gpu.generation.cache import Cache
+from tinytorch_gpu.profiler import Pass, Setting, decode, forward_calls, prefill, train_step
+from tinytorch_gpu.profiler.account import FORWARD, UPDATE
+from tinytorch_gpu.profiler.calls import loss_calls
+from tinytorch_gpu.profiler.costs import visible_pairs
+from tinytorch_gpu.profiler.parameters import count_parameters, parameters
+from tinytorch_gpu.training import CrossEntropyLoss
+from tinytorch_gpu.training.pace import flops_per_token
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "course": {},
+    "gpt2": FAMILIES["gpt2"],
+    "llama": {**FAMILIES["llama"], "num_kv_heads": 2},
+    "post-norm": {"pre_norm": False, "norm": "rms", "position": "none"},
+    "qk norm": {**FAMILIES["llama"], "qk_norm": True, "activation": "geglu", "sliding_window": 5},
+    "dropout": {**FAMILIES["gpt2"], "dropout": 0.1},
+    "post-norm dropout": {"pre_norm": False, "dropout": 0.1, "activation": "silu"},
+    "both ways": {"causal": False, "head_bias": True, "activation": "gelu"},
+}
+
+
+def config(name: str, **changes: Any) -> TransformerConfig:
+    sizes = dict(vocab_size=30, embed_dim=24, num_heads=4, num_layers=2, hidden_dim=40, max_seq_length=32)  # fmt: skip
+    return TransformerConfig(**{**sizes, **VARIANTS[name], **changes})
+
+
+def seen(calls: Any) -> list[Any]:
+    """Name and results' shapes of recorded calls."""
+    made = []
+    for call in calls:
+        results = call.result if isinstance(call.result, tuple) else (call.result,)
+        made.append((call.op.name, [tuple(r.shape) for r in results]))
+    return made
+
+
+def told(calls: Any) -> list[Any]:
+    return [(call.op, [a.shape for a in call.outputs]) for call in calls]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_calls_of_a_training_forward_are_those_that_are_made(name: str) -> None:
+    model = Transformer.from_config(config(name), device="cpu", seed=0)
+    ids = [[i % 30 for i in range(7)], [i % 11 for i in range(7)]]
+    with record() as made:
+        CrossEntropyLoss()(model(ids), [i % 30 for i in range(14)])
+    run = Pass(2, 7, gradients=True, repeat=False)
+    setting = Setting(model.config)
+    calls = forward_calls(setting, run)
+    calls += loss_calls(setting, run, calls[-1].outputs[0])
+    assert told(calls) == seen(made)
+    sizes = [tuple(x.shape) for x in model.parameters()]
+    weights = {id(w): w.shape for call in calls for w in call.weights}
+    assert sorted(weights.values()) == sorted(sizes)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "both ways"])
+def test_the_calls_of_a_step_through_the_cache_are_those_that_are_made(name: str) -> None:
+    model = Transformer.from_config(config(name), device="cpu", seed=0).eval()
+    cache = Cache.for_model(model, 2, 16)
+    for tokens, past in ((6, 0), (1, 6)):
+        with record() as made, no_grad():
+            model([[1] * tokens] * 2, cache=cache)
+        run = Pass(2, tokens, past, cached=True, repeat=False)
+        assert told(forward_calls(Setting(model.config), run)) == seen(made)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_block_counts_for_all(name: str) -> None:
+    setting = Setting(config(name, num_layers=3))
+    runs = [Pass(2, 5, gradients=True, repeat=repeat) for repeat in (True, False)]
+    from tinytorch_gpu.profiler.costs import forward_costs
+
+    sums = [
+        sum(cost.flops * call.times for call in forward_calls(setting, run) for _, cost in forward_costs(call))
+        for run in runs
+    ]  # fmt: skip
+    assert sums[0] == pytest.approx(sums[1])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_by_component(name: str) -> None:
+    model = Transformer.from_config(config(name), device="cpu", seed=0)
+    parts = {part.name: part for part in parameters(Setting(model.config))}
+    assert count_parameters(Setting(model.config)) == model.count_parameters()
+    block = model.transformer_blocks[0]
+    assert parts["attention"].per_layer == block.attention.count_parameters()
+    assert parts["feed_forward"].count == 2 * block.ffn.count_parameters()
+    assert sum(p.nbytes for p in parts.values()) == 4 * model.count_parameters()
+
+
+def test_sizes_that_are_known() -> None:
+    assert count_parameters(Setting(preset("gpt2"))) == 124_439_808
+    assert count_parameters(Setting(preset("course"))) == 29_143_040
+    assert count_parameters(Setting(preset("llama-3.1-8b"))) == 8_030_261_248
+
+
+def test_products_of_a_forward_are_two_for_each_weight_and_token() -> None:
+    found = preset("gpt2")
+    cost = train_step(Setting(found), 1, 64).by("direction")[FORWARD]
+    matrices = 12 * (3 * 768**2 + 768**2 + 2 * 768 * 3072) + 50257 * 768
+    attention = 12 * 12 * visible_pairs(64, 64, 0, True, None) * 4 * 64
+    assert cost.matrix == 2 * 64 * matrices + attention
+
+
+@pytest.mark.parametrize("name", ["gpt2", "smollm2-135m", "course"])
+def test_a_training_step_costs_about_six_operations_a_weight_and_token(name: str) -> None:
+    found = preset(name)
+    phase = train_step(Setting(found), 2, 256)
+    rule = flops_per_token(found, count_parameters(Setting(found)), 256)
+    assert phase.cost.matrix / phase.tokens == pytest.approx(rule, rel=0.03)
+    assert phase.by("direction")[UPDATE].matrix == 0
+
+
+@pytest.mark.parametrize(
+    "tokens, past, causal, window",
+    list(itertools.product((1, 5), (0, 3), (True, False), (None, 2, 20))),
+)
+def test_pairs_that_attention_sees(
+    tokens: int, past: int, causal: bool, window: int | None
+) -> None:
+    keys = past + tokens
+    looked = sum(
+        (not causal or k <= past + q) and (window is None or past + q - k < window)
+        for q in range(tokens) for k in range(keys)
+    )  # fmt: skip
+    assert visible_pairs(tokens, keys, past, causal, window) == looked
+
+
+def test_a_decode_step_reads_every_weight_and_the_cache_once() -> None:
+    for dtype, each in (("float32", 4), ("float16", 2), ("q4_0", 18 / 32)):
+        setting = Setting(preset("smollm2-135m"), dtype)
+        cost = decode(setting, 1, 100).cost
+        vectors = 61 * 576
+        matrices = count_parameters(setting) - vectors
+        expected = matrices * each + vectors * (4 if dtype == "q4_0" else each)
+        assert cost.of_weights == pytest.approx(expected + 576 * each, rel=1e-3)
+        assert cost.of_cache == 30 * 101 * 2 * 3 * 64 * 4
+    on_gpu = decode(Setting(preset("smollm2-135m"), "float16", "cuda"), 1, 100).cost
+    assert on_gpu.of_cache == 30 * 101 * 2 * 3 * 64 * 2
+
+
+def test_a_long_prompt_is_read_in_parts() -> None:
+    setting = Setting(preset("llama-3.2-1b"), "float16", "cuda")
+    one, three = prefill(setting, 1, 512), prefill(setting, 1, 1536)
+    head = one.by("role")["head"]
+    assert three.by("role")["head"] == head
+    blocks = one.cost.of_weights - head.of_weights
+    assert three.cost.of_weights - head.of_weights == pytest.approx(3 * blocks)
+    whole = forward_calls(setting, Pass(1, 1536, cached=True, last=True))
+    from tinytorch_gpu.profiler.costs import forward_costs
+
+    at_once = sum(c.matrix * call.times for call in whole for _, c in forward_costs(call))
+    assert three.cost.matrix == pytest.approx(at_once)
+
+
+def test_recomputation_is_another_forward_of_the_blocks() -> None:
+    setting = Setting(preset("gpt2"))
+    plain, again = (train_step(setting, 1, 128, recompute=r) for r in (False, True))
+    more = again.cost.matrix - plain.cost.matrix
+    inside = sum(r.cost.matrix for r in plain.rows if r.direction == FORWARD and r.layers)
+    assert more == inside
+    assert train_step(setting, 1, 128, accumulate=3).tokens == 3 * plain.tokens
+
+
+def test_phases_as_plain_values_add_up() -> None:
+    phase = train_step(Setting(preset("shakespeare-char")), 12, 64)
+    values = phase.to_dict()
+    assert sum(row["flops"] for row in values["rows"]) == pytest.approx(values["total"]["flops"])
+    for row in phase.rows:
+        assert math.isclose(row.per_layer.bytes * max(row.layers, 1), row.cost.bytes)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_counted(name: str) -> None:
+    for dtype in ("float32", "bfloat16", "q4_k"):
+        assert decode(Setting(preset(name), dtype), 4, 100).cost.flops > 0
+
+
+def test_what_cannot_be_counted_is_said() -> None:
+    with pytest.raises(ValueError, match="no format 'int3'"):
+        Setting(preset("gpt2"), "int3")
+    with pytest.raises(ValueError, match="relative"):
+        Setting(config("course", position="relative"))

@@ -1,0 +1,92 @@
+"""Predicted memory against what NumPy allocates, at 12 shapes of GPT-2's and LLaMA's kind and others."""
+
+from typing import Any
+
+import pytest
+
+from tinytorch_gpu.config import FAMILIES, TransformerConfig, preset
+from tinytorch_gpu.profiler import Setting, inference_memory, training_memory
+from tinytorch_gpu.profiler.memory import optimizer_bytes, saved_bytes
+from tinytorch_gpu.profiler.traced import measure_training_memory
+
+GPT2, LLAMA = FAMILIES["gpt2"], FAMILIES["llama"]
+# (choices, (vocabulary, width, heads, layers, hidden, context), batch, tokens, how it is trained)
+SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int, dict[str, Any]]] = {
+    "gpt2": (GPT2, (500, 64, 4, 3, 256, 128), 4, 128, {}),
+    "gpt2 again": (GPT2, (500, 64, 4, 3, 256, 128), 4, 128, {"recompute": True}),
+    "gpt2, much vocabulary": (GPT2, (8000, 64, 2, 1, 256, 64), 2, 64, {}),
+    "gpt2, long": (GPT2, (256, 64, 4, 2, 256, 512), 1, 512, {}),
+    "gpt2 in float64": (GPT2, (500, 64, 4, 2, 256, 128), 2, 128, {"dtype": "float64"}),
+    "gpt2, sgd": (GPT2, (1000, 96, 4, 2, 384, 128), 2, 100, {"optimizer": "sgd"}),
+    "llama": (LLAMA, (800, 96, 6, 3, 256, 128, 0.0, True, True, 2), 4, 128, {}),
+    "llama again": (LLAMA, (800, 96, 6, 3, 256, 128, 0.0, True, True, 2), 4, 128, {"recompute": True}),
+    "llama, tied": ({**LLAMA, "tie_embeddings": True}, (2000, 64, 4, 2, 192, 256), 1, 200, {}),
+    "llama, q/k norm": ({**LLAMA, "qk_norm": True}, (600, 64, 4, 3, 192, 128), 4, 128, {}),
+    "course": ({}, (600, 96, 8, 2, 384, 128), 4, 100, {}),
+    "post-norm": ({"pre_norm": False}, (500, 96, 4, 2, 384, 128), 4, 128, {"recompute": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_prediction_within_a_twentieth_of_what_is_allocated(name: str) -> None:
+    choices, sizes, batch, tokens, how = SHAPES[name]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    found = measure_training_memory(config, batch, tokens, **how).to_dict()
+    told = dict(how)
+    setting = Setting(config, told.pop("dtype", "float32"))
+    said = training_memory(setting, batch, tokens, **told).to_dict()
+    for part in ("weights", "gradients", "optimizer"):
+        assert said[part] == found[part], part
+    for part in ("activations", "at_rest", "forward_peak", "backward_peak", "update_peak", "peak"):
+        assert said[part] == pytest.approx(found[part], rel=0.05), part
+
+
+def test_sixteen_bits_have_masters_and_wide_activations_on_a_cpu() -> None:
+    config = TransformerConfig(1000, 64, 4, 2, 256, 64, **GPT2)  # type: ignore[arg-type]
+    pytest.importorskip("ml_dtypes", reason="bfloat16 arrays come with it")
+    found = measure_training_memory(config, 2, 64, "bfloat16").to_dict()
+    said = training_memory(Setting(config, "bfloat16"), 2, 64).to_dict()
+    for part, value in found.items():
+        if part != "tables":
+            assert said[part] == pytest.approx(value, rel=0.05), part
+    on_gpu = training_memory(Setting(config, "bfloat16", "cuda"), 2, 64)
+    assert on_gpu.activations < 0.6 * said["activations"]
+
+
+def test_recomputation_keeps_a_state_for_each_block() -> None:
+    setting = Setting(preset("gpt2"))
+    plain, again = (training_memory(setting, 4, 256, recompute=r) for r in (False, True))
+    logits = 4 * 256 * 50257 * 4
+    assert again.activations - logits < 0.1 * (plain.activations - logits)
+    assert again.weights == plain.weights and again.peak < plain.peak
+
+
+def test_what_each_operation_keeps_adds_up_to_the_activations() -> None:
+    setting = Setting(preset("shakespeare-char"))
+    kept = saved_bytes(setting, 12, 64)
+    assert sum(kept.values()) == pytest.approx(
+        training_memory(setting, 12, 64).activations, rel=1e-3
+    )
+
+
+def test_state_of_an_optimizer() -> None:
+    from tinytorch_gpu.profiler.memory import all_weights
+
+    weights = all_weights(Setting(preset("gpt2"), "bfloat16"))
+    count = 124_439_808
+    assert optimizer_bytes(weights) == 3 * 4 * count
+    assert optimizer_bytes(weights, "sgd", momentum=False) == 4 * count
+    assert optimizer_bytes(all_weights(Setting(preset("gpt2")))) == 2 * 4 * count
+
+
+def test_inference_memory_is_weights_cache_and_a_pass() -> None:
+    setting = Setting(preset("llama-3.1-8b"), "q4_0", "cuda")
+    one, eight = (inference_memory(setting, batch, 4096) for batch in (1, 8))
+    assert one.weights == pytest.approx(8.03e9 * 4.5 / 8, rel=1e-3)
+    assert one.cache == 32 * 4096 * 2 * 8 * 128 * 2 and eight.cache == 8 * one.cache
+    assert one.total == one.weights + one.cache + one.tables + one.workspace
+
+
+def test_blocks_of_weights_are_not_trained() -> None:
+    with pytest.raises(ValueError, match="q8_0 weights are not trained"):
+        training_memory(Setting(preset("gpt2"), "q8_0"), 1, 16)

@@ -1,0 +1,175 @@
+"""Bytes that an operation needs for itself while it runs, beyond its results and what it saves.
+
+These are facts about the CPU's makers (``native/``), op by op; where a maker changes its temporaries, change its
+line here: a test compares the sums with what NumPy allocates. Small change (statistics of rows, buffers of a
+few kilobytes) is left out. Kernels on a GPU need none worth counting, but for the references that they fall
+back to.
+"""
+
+import math
+from collections.abc import Callable
+
+from ..native.attention import QUERIES, SCORES
+from ..native.buffers import SMALL
+from ..native.linear import WIDENED
+from ..native.optimizer import CHUNK
+from .calls import Array, Call
+
+# A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
+GELU, GELU_BACK = 13, 14
+SCORES_KEPT, SCORES_BACK = 10, 9  # attention with dropout runs its reference
+
+
+def forward_workspace(call: Call, where: str = "cpu") -> int:
+    """Bytes beside the results while a call runs."""
+    need = _FORWARD.get(call.op)
+    return need(call) if need is not None and where == "cpu" else 0
+
+
+def backward_workspace(call: Call, where: str = "cpu") -> int:
+    """Bytes beside the gradients while the backward of a call runs."""
+    if call.op == "linear" and call.options.get("activation") and where != "cpu":
+        return call.keeps[0].nbytes  # the gradient before the activation, on every device
+    need = _BACKWARD.get(call.op)
+    return need(call) if need is not None and where == "cpu" else 0
+
+
+def update_workspace(weights: list[Array], where: str = "cpu") -> int:
+    """Bytes beside the state while an optimizer steps: two buffers of a chunk; for the norm of gradients in 16
+    bits the largest widened, and squared."""
+    largest = max(weights, key=lambda w: w.size, default=None)
+    if largest is None or where != "cpu":
+        return 0
+    if largest.width < 4:
+        return 8 * largest.size
+    return round(2 * largest.width * min(CHUNK, largest.size))
+
+
+def _first(call: Call) -> Array:
+    found = call.arrays[0]
+    assert found is not None
+    return found
+
+
+def _linear(call: Call) -> int:
+    """A 16-bit weight is widened block by block, each with its own part of the product. Inference makes an
+    array before its activation too."""
+    x, weight, activation = _first(call), call.arrays[1], call.options.get("activation")
+    assert weight is not None
+    rows, (outs, width) = x.size // x.shape[-1], weight.shape
+    step = max(1, WIDENED // width)
+    widened = 4 * (step * width + min(outs, step) * rows) if weight.width < 4 else 0
+    if activation is None:
+        return widened
+    inner = round(rows * outs * x.width)
+    own = (0 if call.keeps else inner) + (GELU * inner if activation == "gelu" else 0)
+    return max(widened, own)
+
+
+def _linear_back(call: Call) -> int:
+    """The gradient before the activation; of a 16-bit weight also itself and its gradient, widened."""
+    weight, activation = call.arrays[1], call.options.get("activation")
+    assert weight is not None
+    inner = call.keeps[0].nbytes if activation else 0
+    own = inner * (GELU_BACK if activation == "gelu" else 1)
+    return own + (8 * weight.size if weight.width < 4 else 0)
+
+
+def _block(call: Call, keys: int) -> tuple[int, int, int]:
+    """(scores of a block, its heads times queries, its key heads) of the native attention over ``keys``."""
+    q, k = call.arrays[:2]
+    assert q is not None and k is not None
+    rows, groups = min(q.shape[1], QUERIES), q.shape[2] // k.shape[2]
+    each = groups * rows * max(keys, 1)
+    together = max(1, min(k.shape[2], SCORES // each))
+    return together * each, together * groups * rows, together
+
+
+def _largest(call: Call) -> tuple[int, int, int, int]:
+    """Of the last block, which sees most keys: ``_block``'s three, and the scores of the block before: a
+    buffer that has become too small is there until the new one is."""
+    k, options = call.arrays[1], call.options
+    assert k is not None
+    keys = k.shape[1]
+    seen = keys if options["window"] is None else min(keys, options["window"] + QUERIES)
+    grows = options["causal"] and seen == keys > QUERIES
+    before = _block(call, keys - QUERIES)[0] if grows else 0
+    scores, rows, heads = _block(call, seen)
+    return scores, rows, heads * seen, before if before < scores else 0
+
+
+def _attention(call: Call) -> int:
+    """A block of scores and the one before; its queries, mixed values and sums."""
+    if call.options.get("dropout"):
+        return SCORES_KEPT * _all_scores(call)
+    scores, rows, _, before = _largest(call)
+    head, width = call.outputs[0].shape[-1], _first(call).width
+    return round(width * (scores + max(before + rows * head, 2 * rows * head + 4 * rows)))
+
+
+def _attention_back(call: Call) -> int:
+    """Two blocks of scores; queries, results' gradients and a product of a block, and of its keys."""
+    if call.options.get("dropout"):
+        return SCORES_BACK * _all_scores(call)
+    scores, rows, keys, before = _largest(call)
+    head, width = call.outputs[0].shape[-1], _first(call).width
+    return round(width * (2 * (scores + rows * head) + max(before, (keys + rows) * head)))
+
+
+def _all_scores(call: Call) -> int:
+    q, k = call.arrays[:2]
+    assert q is not None and k is not None
+    return round(q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] * q.width)
+
+
+def _cached(call: Call) -> int:
+    """A block of scores; rotary positions turn a copy and need one more."""
+    packed, keys = call.arrays[:2]
+    assert packed is not None and keys is not None
+    rows, stop, heads = min(packed.shape[1], QUERIES), keys.shape[1], call.options["heads"]
+    each = heads // keys.shape[2] * rows * stop
+    scores = each * max(1, min(keys.shape[2], SCORES // max(each, 1)))
+    turned = 0 if call.arrays[5] is None else 2 * packed.nbytes
+    return round(packed.width * scores) + turned
+
+
+def _loss(call: Call) -> int:
+    """A block of rows of the logits."""
+    logits = _first(call)
+    rows, classes = logits.shape
+    return math.ceil(min(rows, max(1, SMALL // classes)) * classes * logits.width)
+
+
+def _rotary(call: Call) -> int:
+    """The other halves, multiplied; and the factors, beside those of the pass before."""
+    x = _first(call)
+    return x.nbytes + rotary_factors(call)
+
+
+def rotary_factors(call: Call) -> int:
+    """Bytes of the factors that the maker holds on to until the next positions."""
+    x = _first(call)
+    return 2 * math.prod(x.shape[1:]) * math.ceil(x.width)
+
+
+def _rotary_back(call: Call) -> int:
+    """The reference: the turned halves, and the heads that are turned."""
+    x, heads = _first(call), call.options.get("heads")
+    return x.nbytes if heads is None else round(x.nbytes * heads / x.shape[2])
+
+
+def _embedding_back(call: Call) -> int:
+    """Rows in the order of their ids, and the sums of equal ones; for 16 bits the table in 32."""
+    table, rows = call.arrays[1], call.outputs[0]
+    assert table is not None
+    return 2 * rows.nbytes + (4 * table.size if table.width < 4 else 0)
+
+
+_FORWARD: dict[str, Callable[[Call], int]] = {
+    "linear": _linear, "attention": _attention, "cached_attention": _cached, "cross_entropy": _loss,
+    "rotary": _rotary,
+}  # fmt: skip
+_BACKWARD: dict[str, Callable[[Call], int]] = {
+    "linear": _linear_back, "attention": _attention_back, "rotary": _rotary_back,
+    "embedding": _embedding_back,
+}  # fmt: skip
