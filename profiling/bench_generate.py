@@ -67,7 +67,7 @@ class Ours:
 
     def outside(self, ids: list[int]) -> float:
         """Share of a decode step that is not a product with a weight."""
-        from tinytorch_gpu.native import linear
+        from tinytorch_gpu.host import linear
 
         inside, real = [0.0], linear._vector_product
 

@@ -85,7 +85,7 @@ def array(*shape: int, dtype: str) -> Any:
 
 def maker(name: str) -> Any:
     """The kernels of an operation."""
-    return OPS[name].makers["cuda"]
+    return OPS[name].makers["cuda"][0]
 
 
 def backward(name: str, *arguments: Any, **options: Any) -> Callable[[Any], Callable[[], Any]]:

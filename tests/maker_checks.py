@@ -37,18 +37,23 @@ STORAGES = [
 ]  # fmt: skip
 
 
-def maker_of(case: Case, place: Device) -> Maker | None:
-    """The maker that a device uses."""
-    return OPS[case.op].makers.get("cpu" if place.kind == "cpu" else "cuda")
+def makers_of(case: Case, place: Device) -> list[Maker]:
+    """The makers that a device has, best first."""
+    return OPS[case.op].makers.get("cpu" if place.kind == "cpu" else "cuda", [])
+
+
+def folder(maker: Maker) -> str:
+    """Where a maker comes from: "native", "host" or "cuda"."""
+    return maker.forward.__module__.split(".")[1]
 
 
 def accepted(place: Device) -> list[Any]:
-    """Every (case, storage) that some maker of the device takes."""
+    """Every (case, storage, maker) where a maker of the device takes the case."""
     devices.load_makers(place.kind)
     found = []
     for case in (*CASES, *KERNEL_CASES):
-        maker = maker_of(case, place)
-        for floats, weights in STORAGES if maker else []:
+        makers = makers_of(case, place)
+        for floats, weights in STORAGES if makers else []:
             if floats != weights and not any(getattr(s, "weight", False) for s in case.specs):
                 continue
             try:
@@ -57,9 +62,11 @@ def accepted(place: Device) -> list[Any]:
                 continue
             options = case.options_for(place.xp)
             arguments = on(place.xp, arguments)
-            if maker.accepts is None or maker.accepts(*arguments, **options):
-                names = floats if floats == weights else f"{floats} by {weights}"
-                found.append(pytest.param(case, floats, weights, id=f"{case}, {names}"))
+            names = floats if floats == weights else f"{floats} by {weights}"
+            for maker in makers:
+                if maker.accepts is None or maker.accepts(*arguments, **options):
+                    name = f"{case}, {names}" + f", {folder(maker)}" * (len(makers) > 1)
+                    found.append(pytest.param(case, floats, weights, maker, id=name))
     return found
 
 
@@ -70,9 +77,9 @@ def _close(made: Any, rounded: Any, truth: Any, u: float, roundings: int = 1) ->
     assert error(made, truth) <= allowed, f"{error(made, truth)} is above {allowed}"
 
 
-def check_maker(case: Case, floats: str, weights: str, place: Device) -> None:
-    """Forward and backward halves of the device's maker, and what passes between them."""
-    maker, xp = maker_of(case, place), place.xp
+def check_maker(case: Case, floats: str, weights: str, maker: Maker, place: Device) -> None:
+    """Forward and backward halves of a maker, and what passes between them."""
+    xp = place.xp
     arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
     runs = [on(xp, fresh(arguments)), fresh(arguments), fresh(widened(arguments))]
     made, saved = forward(case, runs[0], maker, xp)
@@ -90,11 +97,11 @@ def check_maker(case: Case, floats: str, weights: str, place: Device) -> None:
         else:
             np.testing.assert_array_equal(host(a), b)
     if OPS[case.op].differentiable:
-        _check_backward(case, (made, saved), (rounded, kept), (truth, true_kept), u, place)
+        _check_backward(case, (made, saved), (rounded, kept), (truth, true_kept), u, maker, place)
 
 
 def _check_backward(
-    case: Case, made: Any, rounded: Any, truth: Any, u: float, place: Device
+    case: Case, made: Any, rounded: Any, truth: Any, u: float, maker: Maker, place: Device
 ) -> None:
     """The residuals, and the gradients that come from them, on each side."""
     saved, kept, true_kept = (flat(x[1]) for x in (made, rounded, truth))
@@ -106,7 +113,7 @@ def _check_backward(
         assert a.dtype == b.dtype
         _close(host(a), b, t, u, case.roundings)
     douts = cotangents(rounded[0])
-    own = backward(case, made[1], on(place.xp, fresh(douts)), maker_of(case, place), place.xp)
+    own = backward(case, made[1], on(place.xp, fresh(douts)), maker, place.xp)
     reference = backward(case, rounded[1], fresh(douts))
     exact = backward(case, truth[1], widened(douts))
     for i in case.differentiable:
@@ -114,12 +121,13 @@ def _check_backward(
         _close(host(own[i]), reference[i], exact[i], u, case.roundings)
 
 
-def check_unrecorded(case: Case, floats: str, weights: str, place: Device) -> None:
+def check_unrecorded(case: Case, floats: str, weights: str, maker: Maker, place: Device) -> None:
     """Without gradients a maker may take another way, to the same result."""
     op, xp = OPS[case.op], place.xp
     arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
     with no_grad():
-        made = op(*on(xp, fresh(arguments)), **case.options_for(xp))
+        made = maker.forward(*on(xp, fresh(arguments)), **case.options_for(xp))
+        made = made[0] if op.differentiable else made
         with reference_only():
             rounded = op(*fresh(arguments), **case.options_for(np))
             truth = op(*fresh(widened(arguments)), **case.options_for(np))
@@ -127,6 +135,6 @@ def check_unrecorded(case: Case, floats: str, weights: str, place: Device) -> No
     for a, b, t in zip(made, rounded, truth, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         if "float" in b.dtype.name:
-            _close(host(a.data), b.data, t.data, UNIT_ROUNDOFF[floats], 8 * case.roundings)
+            _close(host(a), b.data, t.data, UNIT_ROUNDOFF[floats], 8 * case.roundings)
         else:
-            np.testing.assert_array_equal(host(a.data), b.data)
+            np.testing.assert_array_equal(host(a), b.data)

@@ -127,7 +127,7 @@ def operations(files: list[str]) -> set[str]:
     devices.load_makers("emulated")
     names = set()
     for name, op in OPS.items():
-        maker = op.makers.get("cuda")
+        maker = next(iter(op.makers.get("cuda", ())), None)
         if maker is None:
             continue
         module = sys.modules[maker.forward.__module__]

@@ -9,7 +9,7 @@ from attention_cases import ATTENTION
 from cached_attention_cases import CACHED
 from emulated_device import emulated_device
 from flash_cases import FLASH
-from maker_checks import check_maker
+from maker_checks import check_maker, makers_of
 
 from tinytorch_gpu import backend, emulated
 from tinytorch_gpu.core.op import OPS
@@ -30,7 +30,8 @@ WIDE = ["dropout of a wide head", "tiles of a wide head"]  # split over warps
 
 
 def _run(note: str, dtype: str) -> None:
-    check_maker(CASES[note], dtype, dtype, EMULATED)
+    case = CASES[note]
+    check_maker(case, dtype, dtype, *makers_of(case, EMULATED), EMULATED)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -91,7 +92,7 @@ def test_decoding_moves_little_more_than_the_cache(
     """Old keys and values in, the new ones in and appended, the queries in and the results out."""
     packed = _draw(1, 1, heads + 2 * kv, width, dtype=dtype)
     cache = [_draw(1, keys, kv, width, dtype=dtype) for _ in "kv"]
-    maker = OPS["cached_attention"].makers["cuda"]
+    maker = OPS["cached_attention"].makers["cuda"][0]
     with emulated.recorded() as launches:
         maker.forward(packed, *cache, keys - 1, None, heads=heads, stop=keys)
     (launch,) = launches
@@ -107,7 +108,7 @@ def test_decoding_moves_little_more_than_the_cache(
 @pytest.mark.parametrize("width", [32, 128])
 def test_tiles_lie_in_different_banks(width: int, dtype: str, capability: int) -> None:
     q, k, v, dout = (_draw(1, 64, 1, width, dtype=dtype) for _ in range(4))
-    maker = OPS["attention"].makers["cuda"]
+    maker = OPS["attention"].makers["cuda"][0]
     with emulated.using(compute_capability=capability), emulated.recorded() as launches:
         _, residuals = maker.forward(q, k, v)
         maker.backward(residuals, dout)

@@ -16,7 +16,7 @@ REFERENCE = OPS["cached_attention"].reference
 
 
 def _forward(*arguments: Any, **options: Any) -> Any:
-    maker = OPS["cached_attention"].makers["cuda"]
+    maker = OPS["cached_attention"].makers["cuda"][0]
     assert maker.accepts is not None and maker.accepts(*arguments, **options)
     return maker.forward(*arguments, **options)
 

@@ -168,7 +168,7 @@ def test_the_norm_gradients_of_many_blocks() -> None:
     op = OPS["layer_norm"]
     truth = op.reference_backward(op.reference(*map(_wide, (x, *parameters)))[1], _wide(dout))
     with emulated.using(processors=32):
-        maker = op.makers["cuda"]
+        maker = op.makers["cuda"][0]
         made = maker.backward(maker.forward(*map(there, (x, *parameters)))[1], there(dout))
     for found, expected in zip(made, truth, strict=True):
         np.testing.assert_allclose(found.get(), expected, rtol=1e-4, atol=1e-4)

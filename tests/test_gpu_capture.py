@@ -9,7 +9,7 @@ from tinytorch_gpu import Transformer, TransformerConfig, emulated
 from tinytorch_gpu.emulated import CaptureError, Pool, traffic, using_pool
 from tinytorch_gpu.emulated.arrays import capturing
 from tinytorch_gpu.generation import Cache, engine
-from tinytorch_gpu.generation.capture import CapturedLaunches, capture
+from tinytorch_gpu.generation.capture import CapturedStep, capture
 
 LLAMA = {"num_kv_heads": 2, "norm": "rms", "position": "rotary", "activation": "swiglu",
          "ffn_bias": False}  # fmt: skip
@@ -43,7 +43,7 @@ def test_logits_are_those_of_the_whole_sequence(gpu: str, family: str, batch: in
     ids = random.integers(0, 50, (batch, 9))
     whole = model(ids).detach().cpu().numpy()
     cache, logits, step = captured(model, ids[:, :3].tolist(), ids[:, 3].tolist())
-    assert isinstance(step, CapturedLaunches)
+    assert isinstance(step, CapturedStep)
     np.testing.assert_allclose(logits.cpu().numpy(), whole[:, 3], atol=2e-5)
     for i in range(4, 9):
         found = step(model.device.asarray(ids[:, i])).cpu().numpy()
@@ -99,7 +99,7 @@ def test_a_step_needs_neither_the_host_nor_memory() -> None:
     shapes = []
     for _ in range(3):
         with emulated.recorded() as launches:
-            step.graph.replay()
+            step.replay()
         cache.count_step()
         shapes.append([(launch.kernel, launch.grid, launch.block) for launch in launches])
     assert (traffic.syncs, traffic.uploads, traffic.allocations) == before

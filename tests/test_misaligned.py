@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from case_specs import Case
 from emulated_device import emulated_device
-from maker_checks import accepted, maker_of
+from maker_checks import accepted, makers_of
 from running_ops import UNIT_ROUNDOFF, backward, cotangents, error, flat, forward, fresh, host, size
 
 from tinytorch_gpu import backend
@@ -30,7 +30,7 @@ def _cases() -> list[Any]:
     """Of each operation and set of options the first case of aligned rows, in float32 and float16."""
     found: dict[Any, Any] = {}
     for parameter in accepted(EMULATED):
-        case, floats, weights = parameter.values
+        case, floats, weights, _ = parameter.values
         if floats == weights and floats in ("float32", "float16") and _aligned_rows(case):
             found.setdefault((case.op, str(case.options), floats), parameter)
     return list(found.values())
@@ -50,7 +50,7 @@ def _placed(arrays: Any, odd: int) -> list[Any]:
 
 def _run(case: Case, arguments: Any, douts: Any, odd: int) -> list[Any]:
     """Everything that comes out when the array ``odd`` (arguments, then gradients) is an odd one."""
-    maker = maker_of(case, EMULATED)
+    (maker,) = makers_of(case, EMULATED)
     given = _placed(fresh(arguments), odd)
     results, residuals = forward(case, given, maker, EMULATED.xp)
     out = [*results, *given]

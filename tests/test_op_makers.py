@@ -6,7 +6,7 @@ from case_specs import Case
 from maker_checks import accepted, check_maker, check_unrecorded
 
 from tinytorch_gpu import Tensor, devices, ops
-from tinytorch_gpu.core.op import reference_only
+from tinytorch_gpu.core.op import Maker, reference_only
 
 CPU = devices.device("cpu")
 ACCEPTED = accepted(CPU)
@@ -16,16 +16,18 @@ def test_there_are_makers() -> None:
     assert {"linear", "attention", "rms_norm"} <= {p.values[0].op for p in ACCEPTED}
 
 
-@pytest.mark.parametrize(("case", "floats", "weights"), ACCEPTED)
-def test_a_maker_does_what_its_reference_does(case: Case, floats: str, weights: str) -> None:
-    check_maker(case, floats, weights, CPU)
-
-
-@pytest.mark.parametrize(("case", "floats", "weights"), ACCEPTED)
-def test_a_maker_gives_the_same_when_nothing_is_recorded(
-    case: Case, floats: str, weights: str
+@pytest.mark.parametrize(("case", "floats", "weights", "maker"), ACCEPTED)
+def test_a_maker_does_what_its_reference_does(
+    case: Case, floats: str, weights: str, maker: Maker
 ) -> None:
-    check_unrecorded(case, floats, weights, CPU)
+    check_maker(case, floats, weights, maker, CPU)
+
+
+@pytest.mark.parametrize(("case", "floats", "weights", "maker"), ACCEPTED)
+def test_a_maker_gives_the_same_when_nothing_is_recorded(
+    case: Case, floats: str, weights: str, maker: Maker
+) -> None:
+    check_unrecorded(case, floats, weights, maker, CPU)
 
 
 @pytest.mark.parametrize("rows", [1, 130, 300])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from case_specs import Case
 from emulated_device import emulated_device
-from maker_checks import accepted, check_maker, check_unrecorded, maker_of
+from maker_checks import accepted, check_maker, check_unrecorded, makers_of
 from running_ops import (
     UNIT_ROUNDOFF,
     backward,
@@ -23,22 +23,24 @@ from running_ops import (
 )  # fmt: skip
 
 from tinytorch_gpu import backend
-from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.core.op import OPS, Maker
 
 EMULATED = emulated_device()
 ACCEPTED = accepted(EMULATED)
 
 
-@pytest.mark.parametrize(("case", "floats", "weights"), ACCEPTED)
-def test_a_kernel_does_what_its_reference_does(case: Case, floats: str, weights: str) -> None:
-    check_maker(case, floats, weights, EMULATED)
-
-
-@pytest.mark.parametrize(("case", "floats", "weights"), ACCEPTED)
-def test_a_kernel_gives_the_same_when_nothing_is_recorded(
-    case: Case, floats: str, weights: str
+@pytest.mark.parametrize(("case", "floats", "weights", "maker"), ACCEPTED)
+def test_a_kernel_does_what_its_reference_does(
+    case: Case, floats: str, weights: str, maker: Maker
 ) -> None:
-    check_unrecorded(case, floats, weights, EMULATED)
+    check_maker(case, floats, weights, maker, EMULATED)
+
+
+@pytest.mark.parametrize(("case", "floats", "weights", "maker"), ACCEPTED)
+def test_a_kernel_gives_the_same_when_nothing_is_recorded(
+    case: Case, floats: str, weights: str, maker: Maker
+) -> None:
+    check_unrecorded(case, floats, weights, maker, EMULATED)
 
 
 def _same(there: Any, here: Any) -> None:
@@ -50,7 +52,7 @@ def _same(there: Any, here: Any) -> None:
             assert error(host(a), b) <= 32 * UNIT_ROUNDOFF["float32"] * max(1, size(b))
 
 
-@each(lambda case: maker_of(case, EMULATED) is None)
+@each(lambda case: not makers_of(case, EMULATED))
 def test_a_reference_runs_on_its_arrays(case: Case) -> None:
     op, arguments, xp = OPS[case.op], case.arguments("float32"), EMULATED.xp
     here, there = fresh(arguments), on(xp, fresh(arguments))

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import os
 import sys
 from typing import Any
 
@@ -20,12 +19,12 @@ class DeviceError(RuntimeError):
 class Device:
     """A place where arrays live, and the only allocator of them.
 
-    ``name`` is "cpu" or "cuda:0"; ``xp`` the array module; ``makers`` the package whose import
-    registers the operations' fast versions for it, for arrays of the kind that it ``serves``; ``note``
-    says why ``auto`` chose it.
+    ``name`` is "cpu" or "cuda:0"; ``xp`` the array module; ``makers`` the packages whose import
+    registers the operations' fast versions for it, best first, for arrays of the kind that it
+    ``serves``; ``note`` says why ``auto`` chose it.
     """
 
-    makers: str = ""
+    makers: tuple[str, ...] = ()
     serves: str = ""
     note: str = ""
 
@@ -91,7 +90,7 @@ class Device:
 class CudaDevice(Device):
     """One NVIDIA GPU, through CuPy."""
 
-    makers, serves = "tinytorch_gpu.cuda", "cuda"
+    makers, serves = ("tinytorch_gpu.cuda",), "cuda"
 
     def __init__(self, index: int, cupy: Any):
         super().__init__(f"cuda:{index}", cupy)
@@ -120,7 +119,7 @@ class CudaDevice(Device):
 class CpuDevice(Device):
     """The host, through NumPy."""
 
-    makers, serves = "tinytorch_gpu.native", "cpu"
+    makers, serves = ("tinytorch_gpu.native", "tinytorch_gpu.host"), "cpu"
 
     def __init__(self, note: str = ""):
         super().__init__("cpu", numpy)
@@ -143,7 +142,7 @@ class CpuDevice(Device):
 class EmulatedDevice(Device):
     """A GPU made of software: the CUDA kernels run thread by thread on the CPU, under checks."""
 
-    makers, serves = "tinytorch_gpu.cuda", "emulated"
+    makers, serves = ("tinytorch_gpu.cuda",), "emulated"
 
     def __init__(self) -> None:
         super().__init__("emulated", importlib.import_module("tinytorch_gpu.emulated.namespace"))
@@ -227,19 +226,15 @@ loaded_makers: set[str] = set()
 
 
 def load_makers(where: str) -> None:
-    """Import the package that registers the fast operations for arrays of ``where``, once."""
+    """Import the packages that register the fast operations for arrays of ``where``, once."""
     if where in loaded_makers:
         return
     loaded_makers.add(where)
     devices: tuple[type[Device], ...] = (CpuDevice, CudaDevice, EmulatedDevice)
     for found in devices:
         if found.serves == where:
-            importlib.import_module(found.makers)
-
-
-def threads() -> int:
-    """Number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            for package in found.makers:
+                importlib.import_module(package)
 
 
 def _status(field: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from .. import devices, nvtx
+from .. import devices, nvtx, processors
 from ..checkpoint import ModelFileError, open_model
 from ..emulated import CompilerError, compiler
 
@@ -79,7 +79,7 @@ def _extra(name: str, extra: str) -> Finding:
 
 def _blas() -> Finding:
     """The library behind matrix products, and whether its threads fit the processors we have."""
-    allowed = devices.threads()
+    allowed = processors.threads()
     blas: Any = numpy.show_config(mode="dicts")
     name = blas.get("Build Dependencies", {}).get("blas", {}).get("name", "unknown")
     try:

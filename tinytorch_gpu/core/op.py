@@ -1,8 +1,9 @@
 """Op: one operation with one meaning and several makers.
 
 The meaning is a reference in plain array code with its backward. A maker (a CUDA kernel, native CPU
-code) registers itself for the arrays of one device and keeps the same residuals, so that a test
-compares each half of one with the same half of the other.
+code, NumPy in blocks) registers itself for the arrays of one device and keeps the same residuals, so
+that a test compares each half of one with the same half of the other. Of several makers for a device the
+first one that accepts a call does it.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ _reference_only = False
 class Maker:
     """A fast way to do an operation on one device, for the arguments that ``accepts`` takes.
 
-    ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function of
-    the position that reads the same arrays anew and writes the same result in place, or None.
+    ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function, or a
+    native ``Record``, that reads the same arrays anew and writes the same result in place; or None.
     """
 
     forward: Callable[..., Any]
@@ -77,7 +78,7 @@ class Op:
         self.reference, self.outputs = reference, outputs
         self.mutates, self.differentiable = mutates, differentiable
         self.reference_backward: Callable[..., Any] | None = None
-        self.makers: dict[str, Maker] = {}
+        self.makers: dict[str, list[Maker]] = {}
         self._range = f"op.{shown_as or self.name}"
         self._backward_range = f"{self._range}.backward"
         parameters = inspect.signature(reference).parameters.values()
@@ -105,8 +106,9 @@ class Op:
         accepts: Callable[..., bool] | None = None,
         plan: Callable[..., Any] | None = None,
     ) -> None:
-        """Register a fast version for the arrays of device kind ``where``."""
-        self.makers[where] = Maker(forward, backward, accepts, plan)
+        """Register a fast version for the arrays of device kind ``where``, behind those it has."""
+        made = Maker(forward, backward, accepts, plan)
+        self.makers.setdefault(where, []).append(made)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):
@@ -170,10 +172,11 @@ class Op:
         if where not in loaded_makers:
             load_makers(where)
         # The emulated device runs the GPU's kernels.
-        maker = self.makers.get("cuda" if where == "emulated" else where)
-        if maker is not None and not _reference_only:
-            if maker.accepts is None or maker.accepts(*arrays, **options):
-                return maker
+        makers = self.makers.get("cuda" if where == "emulated" else where)
+        if makers is not None and not _reference_only:
+            for maker in makers:
+                if maker.accepts is None or maker.accepts(*arrays, **options):
+                    return maker
         if where in DEVICES and os.environ.get("TINYTORCH_STRICT") == "1":
             raise RuntimeError(f"TINYTORCH_STRICT=1: {self.name} has no kernel for these arguments")
         return None

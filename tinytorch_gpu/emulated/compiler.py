@@ -5,13 +5,13 @@ import hashlib
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+
+from ..toolchain import CompilerError, cache_folder, compile_with, compiler
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _DYNAMIC = re.compile(
@@ -34,41 +34,12 @@ _CLANG = (
 _building = threading.Lock()
 
 
-class CompilerError(RuntimeError):
-    """The host's compiler is missing or refuses a kernel; the message has what it said."""
-
-
-@functools.cache
-def compiler() -> tuple[str, str]:
-    """Return the C++ compiler's command and version; CompilerError if there is none."""
-    for command in (os.environ.get("CXX"), "g++", "clang++"):
-        if command and shutil.which(command):
-            asked = [command, "--version"]
-            version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-            return command, version
-    raise CompilerError(
-        "the emulated device compiles kernels with a C++20 compiler, and there is none: "
-        "install g++ (12 or newer) or clang, or set CXX"
-    )
-
-
 def sources() -> Path:
     """Return the folder of the emulated device's own C++ sources."""
     for folder in (_PACKAGE / "kernels", _PACKAGE.parent / "kernels"):
         if (folder / "emulated" / "emulated.h").exists():
             return folder / "emulated"
     raise FileNotFoundError(f"no kernels/emulated in or beside {_PACKAGE}: reinstall tinytorch-gpu")
-
-
-@functools.cache
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "tinytorch_gpu" / "emulated"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="tinytorch_gpu_"))
-    return folder
 
 
 @functools.cache
@@ -138,28 +109,24 @@ def _entries(names: Iterable[str]) -> str:
 
 def _built(stem: str, text: str, flags: tuple[str, ...], also: str = "") -> Path:
     """Compile ``text`` (or the files named in ``flags``) unless it was compiled before."""
-    command, version = compiler()
+    _command, version = compiler()
     identity = "\0".join((text, also, version, _machine(), *flags))
-    target = _cache() / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+    target = (
+        cache_folder("emulated") / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
+    )
     with _building:
         if target.exists():
             return target
         link = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
-        with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        with tempfile.TemporaryDirectory(dir=cache_folder("emulated")) as folder:
             made = Path(folder) / "made"
             if stem == "runtime":
-                _run([command, *flags, "-shared", *link, "-o", str(made)], stem)
+                compile_with([*flags, "-shared", *link, "-o", str(made)], stem)
             else:
                 source = made.with_suffix(".cpp")
                 source.write_text(text, encoding="utf-8")
                 compiled = str(made.with_suffix(".o"))
-                _run([command, *flags, "-c", str(source), "-o", compiled], stem)
-                _run([command, "-shared", *link, compiled, "-o", str(made)], stem)
+                compile_with([*flags, "-c", str(source), "-o", compiled], stem)
+                compile_with(["-shared", *link, compiled, "-o", str(made)], stem)
             os.replace(made, target)
     return target
-
-
-def _run(command: list[str], stem: str) -> None:
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise CompilerError(f"{command[0]} refuses {stem}:\n{made.stderr[:4000]}")

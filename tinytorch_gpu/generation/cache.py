@@ -134,8 +134,12 @@ class Cache:
         are, and attention looks through the whole capacity.
         """
         if self._fixed is None:
-            ends = self.lengths + 1
-            self._fixed = self.device.asarray(self.lengths), self.device.asarray(ends)
+            starts, ends = self.lengths.copy(), self.lengths + 1
+            self._fixed = self.device.asarray(starts), self.device.asarray(ends)
+
+    def unfix(self) -> None:
+        """Let passes take the shapes they need again."""
+        self._fixed = None
 
     def check_step(self) -> None:
         """A ValueError if a repeated step finds no room."""

@@ -1,9 +1,11 @@
 """A decode step that is recorded once and repeated: no modules, no dispatch, no new arrays.
 
-The recorded step is a real one. On the CPU each of its operations prepares itself to be repeated in
-place (``Maker.plan``). On a GPU the kernels are launched again on the same memory, all of them as one
-CUDA graph; a norm is done by the linear map behind it. If an operation can do neither, the step stays as
-it is.
+The recorded step is a real one, of a cache that is fixed: where the new token stands is read from two
+arrays that stay where they are, so nothing of a position freezes. On the CPU each operation of the step
+prepares itself to be repeated in place (``Maker.plan``); those with native code become one list
+that one native call replays. On a GPU the kernels are launched again on the same memory, all of them as
+one CUDA graph; a norm is done by the linear map behind it. If an operation can do neither, the step stays
+as it is.
 """
 
 from collections.abc import Callable
@@ -22,42 +24,19 @@ VIEWS = ("reshape", "permute", "getitem", "split_heads")
 
 
 class CapturedStep:
-    """Single-token steps of one sequence on the CPU: call it with a token, get the logits (1, V).
+    """Single-token steps of a batch: call it with the tokens, get the logits (B, V).
 
     The logits are one array, written anew by each call.
     """
 
-    def __init__(self, cache: Cache, ids: Any, positions: Any, plans: list[Any], logits: Tensor):
-        self.cache, self.ids, self.positions = cache, ids, positions
-        self.plans, self.logits = plans, logits
+    def __init__(self, cache: Cache, ids: Any, replay: Callable[[], None], logits: Tensor):
+        self.cache, self.ids, self.replay, self.logits = cache, ids, replay, logits
 
     def __call__(self, ids: Any) -> Tensor:
-        """Feed token ``ids`` (1,) after all that the cache holds; a full cache is a ValueError."""
-        position = self.cache.begin(1, 1).first
-        self.ids[...] = ids
-        if self.positions is not None:
-            self.positions[...] = position
-        with numpy.errstate(over="ignore"):  # see native/activation.py
-            for run in self.plans:
-                run(position)
-        self.cache.advance()
-        return self.logits
-
-
-class CapturedLaunches:
-    """Single-token steps of a batch on a GPU as one graph; its logits (B, V) are written anew."""
-
-    def __init__(self, cache: Cache, ids: Any, run: Callable[[], None], logits: Tensor):
-        from ..cuda.graph import graph_of
-
-        self.cache, self.ids, self.logits = cache, ids, logits
-        self.graph = graph_of(cache.device, run)
-
-    def __call__(self, ids: Any) -> Tensor:
-        """Feed the tokens ``ids`` (B,), on the device; a full cache is a ValueError."""
+        """Feed the tokens ``ids`` (B,), arrays of the device; a full cache is a ValueError."""
         self.cache.check_step()
         self.ids[:, 0] = ids
-        self.graph.replay()
+        self.replay()
         self.cache.count_step()
         return self.logits
 
@@ -66,42 +45,51 @@ def can_capture(model: Any, cache: Cache) -> bool:
     """Whether steps of this model through this cache may be captured."""
     if nvtx.on:  # the ranges of layers and parts exist in ordinary steps only
         return False
-    return model.device.kind in DEVICES or (model.device.kind == "cpu" and cache.batch == 1)
+    return model.device.kind == "cpu" or model.device.kind in DEVICES
 
 
 def capture(
     model: Any, cache: Cache, ids: Any, step: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, CapturedStep | CapturedLaunches | None]:
-    """Run ``step`` (ids (B, 1) to logits) on token ``ids`` (B,), an array of the model's device.
+) -> tuple[Tensor, CapturedStep | None]:
+    """Run ``step`` (ids (B, 1) to logits) on the tokens ``ids`` (B,), an array of the model's device.
 
     Returns its logits, and the step to repeat from then on, or None if an operation of it cannot
     be repeated.
     """
     if model.rotary is not None:
         model.rotary.tables(cache.capacity)  # the tables must not move later
-    if model.device.kind in DEVICES:
-        return _capture_launches(cache, ids, step)
-    held = numpy.array(ids, dtype=numpy.int64).reshape(1, 1)
+    cache.fix()
+    held = cache.device.empty((cache.batch, 1), "int64")
+    held[:, 0] = ids
+    record_step = _launches if model.device.kind in DEVICES else _plans
+    logits, replay = record_step(cache, held, step)
+    if replay is None:
+        cache.unfix()
+        return logits, None
+    return logits, CapturedStep(cache, held, replay, logits)
+
+
+# --- on the CPU ---
+
+
+def _plans(
+    cache: Cache, held: Any, step: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Callable[[], None] | None]:
+    """Run a step and make one function of what its operations have planned."""
+    from ..native import replay
+
     with no_grad(), record() as calls:
         logits = step(wrap(held))
-    plans = [_plan(call) for call in calls]
+    plans = [_plan(call) for call in calls if not _is_view(call)]
     if not plans or any(plan is None for plan in plans):
         return logits, None
-    return logits, CapturedStep(cache, held, _positions(calls, held), plans, logits)
+    return logits, replay(plans)
 
 
 def _plan(call: Call) -> Any:
     if call.maker is None or call.maker.plan is None:
         return None
     return call.maker.plan(call.result, *call.arrays, **call.options)
-
-
-def _positions(calls: list[Call], ids: Any) -> Any:
-    """The array of positions that a table of position embeddings is looked up by, if there is."""
-    for call in calls:
-        if call.op.name == "embedding" and call.arrays[0] is not ids:
-            return call.arrays[0]
-    return None
 
 
 # --- on a GPU ---
@@ -120,18 +108,18 @@ class _Recorded(list[Call]):
         super().append(call)
 
 
-def _capture_launches(
-    cache: Cache, ids: Any, step: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, CapturedLaunches | None]:
+def _launches(
+    cache: Cache, held: Any, step: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Callable[[], None] | None]:
+    """Run a step and make one graph of what its operations have launched."""
+    from ..cuda.graph import graph_of
     from ..cuda.launch import Arena
 
-    cache.fix()
-    held, arena = cache.device.empty((cache.batch, 1), "int64"), Arena()
-    held[:, 0] = ids
+    arena = Arena()
     calls = _Recorded(arena)
     with no_grad(), arena.recording(), record(calls):
         logits = step(wrap(held))
-    launches = _launches(calls, len(cache.keys))
+    launches = _repeatable(calls, len(cache.keys))
     if launches is None:
         return logits, None
 
@@ -139,10 +127,10 @@ def _capture_launches(
         for launch in launches:
             launch()
 
-    return logits, CapturedLaunches(cache, held, run, logits)
+    return logits, graph_of(cache.device, run).replay
 
 
-def _launches(calls: _Recorded, layers: int) -> list[Callable[[], None]] | None:
+def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]] | None:
     """The functions that launch the recorded kernels again; None if an operation has none."""
     if sum(call.op.name == "cached_attention" for call in calls) != layers:
         return None  # keys and values were appended by plain array code
@@ -182,11 +170,13 @@ def _in_place(call: Call) -> bool:
 
 
 def _is_view(call: Call) -> bool:
-    """Whether a call has launched nothing: its result lies in its argument's memory."""
+    """Whether a call has done nothing: its result lies in its argument's memory."""
     if call.op.name not in VIEWS:
         return False
     x = call.arrays[0]
     results = call.result if isinstance(call.result, tuple) else (call.result,)
+    if type(x) is numpy.ndarray:
+        return all(numpy.may_share_memory(x, r) for r in results)
     return all(x.data.ptr <= r.data.ptr < x.data.ptr + max(1, x.nbytes) for r in results)
 
 

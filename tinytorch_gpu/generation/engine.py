@@ -12,7 +12,7 @@ from ..backend import namespace, to_numpy
 from ..core.embeddings import check_ids
 from ..core.tensor import Tensor, no_grad, wrap
 from .cache import Cache
-from .capture import CapturedLaunches, CapturedStep, can_capture, capture
+from .capture import CapturedStep, can_capture, capture
 from .sampler import Sampler, Sampling
 
 # Longer prompts are prefilled in parts, so that the workspace does not grow with them.
@@ -151,7 +151,7 @@ class _Run:
         self.left = numpy.minimum(count, room - held - lengths)
         self.capacity = min(room, longest + count)
         self.lengths = lengths
-        self.captured: CapturedStep | CapturedLaunches | None = None
+        self.captured: CapturedStep | None = None
         self.tried = False
 
     def steps(self) -> Iterator[Step]:

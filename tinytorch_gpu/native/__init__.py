@@ -1,38 +1,18 @@
-"""The CPU's fast makers: importing this package registers them for NumPy arrays.
-
-Where the references make a temporary for every step, these write into buffers, work in blocks that
-stay in cache, and choose the product that suits the layout.
+"""The CPU's native makers: importing this package registers the operations of ``kernels/cpu`` for NumPy
+arrays, before those of ``host``, where there is a library with them (see docs/native.md).
 """
 
-from . import (
-    activation,
-    attention,
-    decode,
-    dropout,
-    elementwise,
-    embedding,
-    linear,
-    loss,
-    norm,
-    optimizer,
-    rotary,
-    sampling,
-)
-from .buffers import keep_freed_memory
+import importlib
+
+from .library import Library, Operation, Record, library, pointer, replay, team_size, why_not
 
 __all__ = [
-    "activation",
-    "attention",
-    "decode",
-    "dropout",
-    "elementwise",
-    "embedding",
-    "linear",
-    "loss",
-    "norm",
-    "optimizer",
-    "rotary",
-    "sampling",
-]
+    "Library", "Operation", "Record", "library", "pointer", "replay", "team_size", "why_not",
+]  # fmt: skip
 
-keep_freed_memory()
+# One file per file of operations, same name.
+_MAKERS = ("lengths", "linear")
+
+if library() is not None:
+    for _name in _MAKERS:
+        importlib.import_module(f"{__name__}.{_name}")

@@ -1,167 +1,81 @@
-"""Linear maps by the BLAS, the call chosen by the number of rows and the storage of the weight."""
+"""Linear maps by the library (kernels/cpu/linear.cpp): any number of rows, any storage of the weight."""
 
-import logging
 from typing import Any
 
 import numpy
 
-from ..backend import dtype_name, is_half
-from ..core.op import OPS
+from ..backend import dtype_name
 from ..core.tensor import grad_enabled
+from ..host.linear import backward
 from ..ops import linear
-from .activation import PLANNED
-from .buffers import column_sums, plain, rows_of
+from .library import Operation, pointer
 
-# The BLAS falls behind between one row and this many: rows of zeros make up the difference.
-FEW_ROWS = 8
-# A 16-bit weight is widened this many values at a time, into one buffer.
-WIDENED = 1 << 18
+# x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation
+_linear = Operation("linear", "7P6q")
 
-_log = logging.getLogger(__name__)
-_warned = False
+# The numbers of kernels/cpu/linear.h and activation.h.
+_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+ACTIVATIONS = {
+    None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 5, "geglu": 6,
+}  # fmt: skip
+GATED = ("swiglu", "geglu")
 
 
 def _accepts(
     x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
 ) -> bool:
-    return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
+    return (
+        x.dtype == numpy.float32
+        and dtype_name(weight.dtype) in _FORMATS
+        and weight.flags.c_contiguous
+        and bool(x.size and weight.size)
+        and (bias is None or dtype_name(bias.dtype) in _FORMATS)
+        and (residual is None or residual.dtype == numpy.float32)
+    )
+
+
+def _fields(
+    x: Any, weight: Any, bias: Any, residual: Any, inner: Any, out: Any, activation: str | None
+) -> tuple[int, ...]:
+    width, outs = x.shape[-1], weight.shape[0]
+    return (
+        *map(pointer, (x, weight, bias, residual, inner, out, None)),
+        x.size // width, width, outs, _FORMATS[dtype_name(weight.dtype)],
+        0 if bias is None else _FORMATS[dtype_name(bias.dtype)], ACTIVATIONS[activation],
+    )  # fmt: skip
 
 
 def _forward(
     x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
 ) -> Any:
-    rows = rows_of(x)
-    if weight.dtype == x.dtype:
-        out = _product(rows, weight)
-    else:
-        out = _product_of_half(rows, weight)
-    if bias is not None:
-        out += bias
-    inner = None
-    if activation is not None:
-        inner, out = out, _activate(activation, out)
-    out = out.reshape(*x.shape[:-1], out.shape[-1])
-    if residual is not None:
-        out += residual
-    if not grad_enabled():
+    x, bias, residual = map(_packed, (x, bias, residual))
+    outs = weight.shape[0]
+    made = outs // 2 if activation in GATED else outs
+    out = numpy.empty((*x.shape[:-1], made), numpy.float32)
+    recorded, inner = grad_enabled(), None
+    if recorded and activation is not None:
+        inner = numpy.empty((*x.shape[:-1], outs), numpy.float32)
+    fields = _fields(x, weight, bias, residual, inner, out, activation)
+    _linear(outs * x.size, *fields)
+    if not recorded:
         return out, None
-    if inner is not None:
-        inner = inner.reshape(*x.shape[:-1], inner.shape[-1])
     return out, (x, weight, None if bias is None else bias.dtype, inner, residual)
 
 
-def _activate(activation: str, rows: Any) -> Any:
-    operation = OPS[activation]
-    maker = operation.makers.get("cpu")
-    return (operation.reference if maker is None else maker.forward)(rows)[0]
-
-
-def _product(rows: Any, weight: Any) -> Any:
-    """(N, in) times a weight (out, in) of the same dtype: (N, out)."""
-    count = rows.shape[0]
-    if count == 1:
-        # A matrix times a vector: along the weight's memory, whichever way round it lies.
-        if weight.flags.c_contiguous:
-            return numpy.dot(weight, rows[0])[None]
-        return numpy.dot(rows[0], weight.T)[None]
-    if count < FEW_ROWS:
-        padded = numpy.zeros((FEW_ROWS, rows.shape[1]), rows.dtype)
-        padded[:count] = rows
-        return numpy.matmul(padded, weight.T)[:count]
-    return numpy.matmul(rows, weight.T)
-
-
-def _product_of_half(rows: Any, weight: Any) -> Any:
-    """The same for a 16-bit weight, widened block by block: it never exists in 32 bits."""
-    _warn_once(weight)
-    out = numpy.empty((rows.shape[0], weight.shape[0]), numpy.float32)
-    step = max(1, WIDENED // weight.shape[1])
-    buffer = numpy.empty((step, weight.shape[1]), numpy.float32)
-    for start in range(0, weight.shape[0], step):
-        block = weight[start : start + step]
-        wide = buffer[: len(block)]
-        widen_into(wide, block)
-        out[:, start : start + step] = _product(rows, wide)
-    return out
-
-
-def widen_into(wide: Any, half: Any) -> None:
-    """Write a 16-bit array into a float32 one."""
-    if dtype_name(half.dtype) == "bfloat16":
-        # A bfloat16 is the upper half of a float32.
-        numpy.left_shift(
-            half.view(numpy.uint16), 16, out=wide.view(numpy.uint32), dtype=numpy.uint32
-        )
-    else:
-        numpy.copyto(wide, half)
-
-
-def _warn_once(weight: Any) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _log.warning(
-            "%s weights are kept in 16 bit and computed in float32 on the CPU: half the memory, "
-            "but slower than float32",
-            dtype_name(weight.dtype),
-        )
-
-
-def _backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
-    x, weight, bias_dtype, inner, residual = residuals
-    if weight.dtype != x.dtype:
-        return linear.differentiate(residuals, dout, activation=activation)
-    rows, dy = rows_of(x), rows_of(dout)
-    if activation is not None:
-        dy = _activation_gradient(activation, rows_of(inner), dy)
-    dx = numpy.matmul(dy, weight).reshape(x.shape)
-    # The gradient lies in memory as the weight does: an optimizer goes through both at once.
-    if weight.flags.c_contiguous:
-        dweight = numpy.matmul(dy.T, rows)
-    else:
-        dweight = numpy.empty(weight.shape, x.dtype, order="F")
-        numpy.matmul(rows.T, dy, out=dweight.T)
-    dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
-    dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
-    return dx, dweight, dbias, dresidual
-
-
-def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
-    operation = OPS[activation]
-    maker = operation.makers.get("cpu")
-    if maker is None or maker.backward is None:
-        return operation.differentiate((inner,), dy)[0]
-    return maker.backward((inner,), dy)[0]
-
-
-def _vector_product(a: Any, b: Any, out: Any) -> None:
-    numpy.dot(a, b, out=out)
+def _packed(x: Any) -> Any:
+    return x if x is None or x.flags.c_contiguous else numpy.ascontiguousarray(x)
 
 
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
     *, activation: str | None = None,
 ) -> Any:  # fmt: skip
-    """The product of one token, ready to repeat."""
-    gated = activation in PLANNED
-    if x.size != weight.shape[1] or weight.dtype != x.dtype or not (activation is None or gated):
+    """The same product of whatever ``x`` holds by then."""
+    given = (x, bias, residual, out)
+    if not all(a is None or a.flags.c_contiguous for a in given):
         return None
-    row, place = x.reshape(-1), out.reshape(-1)
-    inner = place if activation is None else numpy.empty(weight.shape[0], x.dtype)
-    pair = (weight, row) if weight.flags.c_contiguous else (row, weight.T)
-    activate = None if activation is None else PLANNED[activation](inner, place)
-    added = None if residual is None else residual.reshape(-1)
-
-    def run(position: int) -> None:
-        _vector_product(*pair, inner)
-        if bias is not None:
-            numpy.add(inner, bias, out=inner)
-        if activate is not None:
-            activate()
-        if added is not None:
-            numpy.add(place, added, out=place)
-
-    return run
+    fields = _fields(x, weight, bias, residual, None, out, activation)
+    return _linear.record((*given, weight), *fields)
 
 
-linear.maker("cpu", _forward, _backward, accepts=_accepts, plan=_plan)
+linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan)

@@ -1,7 +1,7 @@
 """The operations: one file per family, each with its reference forward and backward.
 
 Plain array code in the array API standard's spelling, so the same lines run on NumPy, CuPy and
-array-api-strict. Fast versions for one device live in ``native/`` and ``cuda/``.
+array-api-strict. Fast versions for one device live in ``native/``, ``host/`` and ``cuda/``.
 """
 
 from .activation import geglu, gelu, gelu_tanh, relu, silu, swiglu

@@ -1,6 +1,6 @@
 """Bytes that an operation needs for itself while it runs, beyond its results and what it saves.
 
-These are facts about the CPU's makers (``native/``), op by op; where a maker changes its temporaries, change its
+These are facts about the CPU's makers (``native/`` and ``host/``), op by op; where a maker changes its temporaries, change its
 line here: a test compares the sums with what NumPy allocates. Small change (statistics of rows, buffers of a
 few kilobytes) is left out. Kernels on a GPU need none worth counting, but for the references that they fall
 back to.
@@ -9,10 +9,10 @@ back to.
 import math
 from collections.abc import Callable
 
-from ..native.attention import QUERIES, SCORES
-from ..native.buffers import SMALL
-from ..native.linear import WIDENED
-from ..native.optimizer import CHUNK
+from ..host.attention import QUERIES, SCORES
+from ..host.buffers import SMALL
+from ..host.linear import WIDENED
+from ..host.optimizer import CHUNK
 from .calls import Array, Call
 
 # A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.

@@ -128,7 +128,7 @@ def _plan_rms(out: Any, x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     row, place, kind = x.reshape(-1), out.reshape(-1), x.dtype.type
     width = len(row)
 
-    def run(position: int) -> None:
+    def run() -> None:
         scale = 1 / math.sqrt(float(numpy.dot(row, row)) / width + eps)
         numpy.multiply(row, kind(scale), out=place)
         numpy.multiply(place, weight, out=place)
@@ -143,7 +143,7 @@ def _plan_layer(out: Any, x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) 
     row, place, kind = x.reshape(-1), out.reshape(-1), x.dtype.type
     width = len(row)
 
-    def run(position: int) -> None:
+    def run() -> None:
         numpy.subtract(row, kind(row.mean()), out=place)
         scale = 1 / math.sqrt(float(numpy.dot(place, place)) / width + eps)
         numpy.multiply(place, kind(scale), out=place)

@@ -50,7 +50,7 @@ def _backward(
 def _plan(out: Any, ids: Any, *rest: Any, **options: Any) -> Any:
     """The same look-up of whatever ``ids`` holds by then."""
 
-    def run(position: int) -> None:
+    def run() -> None:
         out[...] = _forward(ids, *rest, **options)[0]
 
     return run

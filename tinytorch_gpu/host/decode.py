@@ -15,7 +15,7 @@ def _plan(
 ) -> Any:  # fmt: skip
     """One token of one sequence that sees all keys; None for anything else."""
     batch, count, total, width = packed.shape
-    if batch != 1 or count != 1 or not isinstance(starts, int) or window is not None:
+    if batch != 1 or count != 1 or isinstance(starts, int) or window is not None:
         return None
     kv_heads, half = (total - heads) // 2, width // 2
     groups = heads // kv_heads
@@ -38,7 +38,8 @@ def _plan(
         place[:, 0] -= other[:, 0]
         place[:, 1] += other[:, 1]
 
-    def run(position: int) -> None:
+    def run() -> None:
+        position = int(starts[0])
         if cos is not None:
             turn(position)
             new_values[...] = packed[0, 0, heads + kv_heads :]

@@ -8,7 +8,7 @@ from ..ops import add
 
 
 def _plan_add(out: Any, a: Any, b: Any) -> Any:
-    def run(position: int) -> None:
+    def run() -> None:
         numpy.add(a, b, out=out)
 
     return run

@@ -150,7 +150,8 @@ def _plan(function: Callable[[Any, Any], None], gated: bool) -> Callable[[Any, A
         first, second = (inner[: len(out)], inner[len(out) :]) if gated else (inner, None)
 
         def run() -> None:
-            function(first, out)
+            with numpy.errstate(over="ignore"):
+                function(first, out)
             if second is not None:
                 numpy.multiply(out, second, out=out)
 
@@ -159,7 +160,7 @@ def _plan(function: Callable[[Any, Any], None], gated: bool) -> Callable[[Any, A
     return planned
 
 
-# For a linear map that ends in an activation. The caller ignores overflow (see _silu).
+# For a linear map that ends in an activation.
 PLANNED = {
     "relu": _plan(_relu, False),
     "silu": _plan(_silu, False),

@@ -1,0 +1,110 @@
+// What all kinds of weights share: `out = activation(x weight.T + bias) + residual`.
+//
+// A kind of weight is a class with `product(first, count, rows, to, pitch)`, which multiplies some rows of
+// x with `count` rows of the weight from `first` on. This file divides the work: each thread has outputs
+// of its own, so no two write to one place and nothing has to be added up between them; it goes through
+// them in blocks small enough that what `product` leaves is still in cache when bias, activation and
+// residual are put on it. Then the weight is read once from memory, x and the result once or twice from
+// a cache, and nothing else moves.
+#pragma once
+
+#include "activation.h"
+
+namespace ISA {
+
+enum Format : int64_t { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1 };
+
+struct LinearArguments {
+    const float* x;         // (rows, width)
+    const void* weight;     // (outs, width) in `format`
+    const void* bias;       // (outs,) in `bias_format`, or null
+    const float* residual;  // (rows, made), or null
+    float* inner;           // (rows, outs) or null: what the activation was given
+    float* out;             // (rows, made), where made is half of outs if the activation is gated
+    void* scratch;          // room for the rows of x in 8 bits (see quantized.h), or null
+    int64_t rows, width, outs, format, bias_format, activation;
+};
+
+// Outputs of a block, and rows of x: 48 rows of 1536 floats are some 300 KB, which a second-level cache
+// holds.
+constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
+
+static inline float element(const void* array, int64_t format, int64_t i) {
+    if (format == FLOAT32) return static_cast<const float*>(array)[i];
+    uint16_t half = static_cast<const uint16_t*>(array)[i];
+    return format == FLOAT16 ? widened_half(half) : widened_bfloat(half);
+}
+
+// Some rows of x, and where in all of x they are.
+struct Rows {
+    int64_t first, count;
+};
+
+// Bias, activation and residual for `count` outputs of some rows from output `first` on. `from` (rows,
+// pitch) has the products, and `up`, `up_offset` outputs further in the weight, the other halves of gated
+// ones.
+static inline void finish(const LinearArguments& a, Rows rows, int64_t first, int64_t count,
+                          float* from, float* up, int64_t pitch) {
+    const bool gated = up != nullptr;
+    const int64_t made = gated ? a.outs / 2 : a.outs;
+    float biases[2][BLOCK_OUTS];
+    for (int64_t i = 0; a.bias && i < count; i++) {
+        biases[0][i] = element(a.bias, a.bias_format, first + i);
+        if (gated) biases[1][i] = element(a.bias, a.bias_format, made + first + i);
+    }
+    for (int64_t row = 0; row < rows.count; row++) {
+        float* x = from + row * pitch;
+        float* y = gated ? up + row * pitch : nullptr;
+        const int64_t place = (rows.first + row) * made + first;
+        for (int64_t i = 0; i < count; i += LANES) {
+            const size_t bytes = 4 * least(LANES, count - i);
+            Floats inner{}, other{}, more{};
+            memcpy(&inner, x + i, bytes);
+            if (gated) memcpy(&other, y + i, bytes);
+            if (a.bias) {
+                memcpy(&more, biases[0] + i, bytes);
+                inner += more;
+                if (gated) {
+                    memcpy(&more, biases[1] + i, bytes);
+                    other += more;
+                }
+            }
+            if (a.inner) {
+                memcpy(x + i, &inner, bytes);
+                if (gated) memcpy(y + i, &other, bytes);
+            }
+            Floats out = activated(a.activation, inner);
+            if (gated) out *= other;
+            if (a.residual) {
+                memcpy(&more, a.residual + place + i, bytes);
+                out += more;
+            }
+            memcpy(a.out + place + i, &out, bytes);
+        }
+    }
+}
+
+// All of an operation, `weight` being this thread's view of the weight, `room` (BLOCK_ROWS, 2 BLOCK_OUTS)
+// its own.
+template <class Weight>
+static inline void multiply(const LinearArguments& a, Thread& thread, Weight& weight, float* room) {
+    const bool gated = is_gated(a.activation);
+    const bool plain = a.activation == NONE && !a.bias && !a.residual && !a.inner;
+    const int64_t made = gated ? a.outs / 2 : a.outs;
+    const Span own = share(thread, made, 8);
+    for (int64_t first = own.first; first < own.last; first += BLOCK_OUTS) {
+        const int64_t count = least(BLOCK_OUTS, own.last - first);
+        for (int64_t row = 0; row < a.rows; row += BLOCK_ROWS) {
+            const Rows rows{row, least(BLOCK_ROWS, a.rows - row)};
+            float* to = a.inner ? a.inner + row * a.outs + first : a.out + row * made + first;
+            int64_t pitch = a.inner ? a.outs : made;
+            float* up = gated && a.inner ? to + made : nullptr;
+            if (gated && !a.inner) to = room, up = room + BLOCK_OUTS, pitch = 2 * BLOCK_OUTS;
+            weight.product(first, count, rows, to, pitch);
+            if (gated) weight.product(made + first, count, rows, up, pitch);
+            if (!plain) finish(a, rows, first, count, to, up, pitch);
+        }
+    }
+}
+
+}  // namespace ISA

@@ -1,0 +1,148 @@
+// Vectors, written once for every instruction set.
+//
+// GCC's and Clang's vector types have operators, so most code needs no intrinsics: a `Floats` is as
+// many floats as a register of ISA holds (LANES), `a * b + c` becomes one fused instruction where there is
+// one (-ffp-contract=fast). What the compiler does not find by itself (16-bit floats, byte products) is in
+// the header of the instruction set at the end.
+//
+// No -ffast-math anywhere: it would switch the whole process to flush-to-zero when the library loads.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "operation.h"
+
+#define ISA_PORTABLE 0
+#define ISA_NEON 1
+#define ISA_AVX2 2
+#define ISA_AVX512 3
+
+namespace ISA {
+
+#if ISA_LEVEL == ISA_AVX512
+constexpr int LANES = 16;
+#elif ISA_LEVEL == ISA_AVX2
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+// Always eight, one of each row of a block of quantized weights (see quantized.h).
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef int32_t Ints8 __attribute__((vector_size(32)));
+
+static inline Floats load(const float* from) {
+    Floats made;
+    memcpy(&made, from, sizeof made);
+    return made;
+}
+
+static inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
+
+static inline Floats splat(float value) { return value - Floats{}; }
+
+static inline float sum(Floats values) {
+#if ISA_LEVEL == ISA_AVX512
+    Floats8 half = __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    auto half = values;
+#endif
+    typedef float Floats4 __attribute__((vector_size(16)));
+    Floats4 quarter;
+    if constexpr (sizeof half == 32) {
+        Floats4 high;
+        memcpy(&quarter, &half, 16);
+        memcpy(&high, reinterpret_cast<const char*>(&half) + 16, 16);
+        quarter += high;
+    } else {
+        memcpy(&quarter, &half, 16);
+    }
+    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }  // b where a is NaN
+static inline Floats lesser(Floats a, Floats b) { return a < b ? a : b; }
+
+static inline Ints bits(Floats values) {
+    Ints made;
+    memcpy(&made, &values, sizeof made);
+    return made;
+}
+
+static inline Floats from_bits(Ints values) {
+    Floats made;
+    memcpy(&made, &values, sizeof made);
+    return made;
+}
+
+// e ** x to some units in the last place: x = n ln 2 + r, a polynomial of r, and n into the exponent.
+// Subnormal results, 0, infinity and NaN come out as they should. (Cody and Waite 1980; the
+// coefficients are Taylor's.)
+static inline Floats exp(Floats x) {
+    const Floats inside = lesser(greater(splat(-104.0f), x), splat(89.0f));
+    const float magic = 12582912.0f;  // adding it rounds to a whole number
+    Floats shifted = inside * 1.44269504f + magic;
+    Floats n = shifted - magic;
+    Floats r = inside - n * 0.693145752f;
+    r = r - n * 1.42860677e-6f;
+    Floats p = splat(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    // Two halves of n, since e ** 89 is above what one power of two can say, and below -87 below it.
+    Ints whole = bits(shifted) - 0x4B400000;
+    Ints half = whole >> 1;
+    Floats made = p * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23);
+    return x != x ? x : made;
+}
+
+static inline float widened_half(uint16_t half) {
+    uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7FFF, made;
+    float value;
+    if (rest >= 0x7C00) {
+        made = 0x7F800000 | (rest & 0x3FF) << 13;
+    } else {
+        // The exponent is moved by a product, which is right for subnormal numbers too.
+        made = rest << 13;
+        memcpy(&value, &made, 4);
+        value *= 0x1p112f;
+        memcpy(&made, &value, 4);
+    }
+    made |= sign;
+    memcpy(&value, &made, 4);
+    return value;
+}
+
+static inline float widened_bfloat(uint16_t half) {
+    uint32_t made = uint32_t(half) << 16;
+    float value;
+    memcpy(&value, &made, 4);
+    return value;
+}
+
+static inline Floats load_bfloat(const uint16_t* from) {
+    typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+    Halves halves;
+    memcpy(&halves, from, sizeof halves);
+    return from_bits(__builtin_convertvector(halves, Ints) << 16);
+}
+
+}  // namespace ISA
+
+#if ISA_LEVEL == ISA_AVX512
+#include "simd_avx512.h"
+#elif ISA_LEVEL == ISA_AVX2
+#include "simd_avx2.h"
+#elif ISA_LEVEL == ISA_NEON
+#include "simd_neon.h"
+#else
+#include "simd_portable.h"
+#endif

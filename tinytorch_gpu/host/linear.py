@@ -1,0 +1,169 @@
+"""Linear maps by the BLAS, the call chosen by the number of rows and the storage of the weight."""
+
+import logging
+from typing import Any
+
+import numpy
+
+from ..backend import dtype_name, is_half
+from ..core.op import OPS, Maker
+from ..core.tensor import grad_enabled
+from ..ops import linear
+from .activation import PLANNED
+from .buffers import column_sums, plain, rows_of
+
+# The BLAS falls behind between one row and this many: rows of zeros make up the difference.
+FEW_ROWS = 8
+# A 16-bit weight is widened this many values at a time, into one buffer.
+WIDENED = 1 << 18
+
+_log = logging.getLogger(__name__)
+_warned = False
+
+
+def _accepts(
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> bool:
+    return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
+
+
+def _forward(
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> Any:
+    rows = rows_of(x)
+    if weight.dtype == x.dtype:
+        out = _product(rows, weight)
+    else:
+        out = _product_of_half(rows, weight)
+    if bias is not None:
+        out += bias
+    inner = None
+    if activation is not None:
+        inner, out = out, _activate(activation, out)
+    out = out.reshape(*x.shape[:-1], out.shape[-1])
+    if residual is not None:
+        out += residual
+    if not grad_enabled():
+        return out, None
+    if inner is not None:
+        inner = inner.reshape(*x.shape[:-1], inner.shape[-1])
+    return out, (x, weight, None if bias is None else bias.dtype, inner, residual)
+
+
+def _activate(activation: str, rows: Any) -> Any:
+    return _maker(activation).forward(rows)[0]
+
+
+def _product(rows: Any, weight: Any) -> Any:
+    """(N, in) times a weight (out, in) of the same dtype: (N, out)."""
+    count = rows.shape[0]
+    if count == 1:
+        # A matrix times a vector: along the weight's memory, whichever way round it lies.
+        if weight.flags.c_contiguous:
+            return numpy.dot(weight, rows[0])[None]
+        return numpy.dot(rows[0], weight.T)[None]
+    if count < FEW_ROWS:
+        padded = numpy.zeros((FEW_ROWS, rows.shape[1]), rows.dtype)
+        padded[:count] = rows
+        return numpy.matmul(padded, weight.T)[:count]
+    return numpy.matmul(rows, weight.T)
+
+
+def _product_of_half(rows: Any, weight: Any) -> Any:
+    """The same for a 16-bit weight, widened block by block: it never exists in 32 bits."""
+    _warn_once(weight)
+    out = numpy.empty((rows.shape[0], weight.shape[0]), numpy.float32)
+    step = max(1, WIDENED // weight.shape[1])
+    buffer = numpy.empty((step, weight.shape[1]), numpy.float32)
+    for start in range(0, weight.shape[0], step):
+        block = weight[start : start + step]
+        wide = buffer[: len(block)]
+        widen_into(wide, block)
+        out[:, start : start + step] = _product(rows, wide)
+    return out
+
+
+def widen_into(wide: Any, half: Any) -> None:
+    """Write a 16-bit array into a float32 one."""
+    if dtype_name(half.dtype) == "bfloat16":
+        # A bfloat16 is the upper half of a float32.
+        numpy.left_shift(
+            half.view(numpy.uint16), 16, out=wide.view(numpy.uint32), dtype=numpy.uint32
+        )
+    else:
+        numpy.copyto(wide, half)
+
+
+def _warn_once(weight: Any) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "%s weights are kept in 16 bit and computed in float32 on the CPU: half the memory, "
+            "but slower than float32",
+            dtype_name(weight.dtype),
+        )
+
+
+def backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+    """The backward half, of what either forward has saved."""
+    x, weight, bias_dtype, inner, residual = residuals
+    if weight.dtype != x.dtype:
+        return linear.differentiate(residuals, dout, activation=activation)
+    rows, dy = rows_of(x), rows_of(dout)
+    if activation is not None:
+        dy = _activation_gradient(activation, rows_of(inner), dy)
+    dx = numpy.matmul(dy, weight).reshape(x.shape)
+    # The gradient lies in memory as the weight does: an optimizer goes through both at once.
+    if weight.flags.c_contiguous:
+        dweight = numpy.matmul(dy.T, rows)
+    else:
+        dweight = numpy.empty(weight.shape, x.dtype, order="F")
+        numpy.matmul(rows.T, dy, out=dweight.T)
+    dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
+    dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
+    return dx, dweight, dbias, dresidual
+
+
+def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
+    backward = _maker(activation).backward
+    return (backward or OPS[activation].differentiate)((inner,), dy)[0]
+
+
+def _maker(activation: str) -> Maker:
+    """How an activation is done: the last maker takes all that a linear map of this file makes."""
+    operation = OPS[activation]
+    return operation.makers.get("cpu", [Maker(operation.reference, None, None)])[-1]
+
+
+def _vector_product(a: Any, b: Any, out: Any) -> None:
+    numpy.dot(a, b, out=out)
+
+
+def _plan(
+    out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None,
+) -> Any:  # fmt: skip
+    """The product of one token, ready to repeat."""
+    gated = activation in PLANNED
+    if x.size != weight.shape[1] or weight.dtype != x.dtype or not (activation is None or gated):
+        return None
+    row, place = x.reshape(-1), out.reshape(-1)
+    inner = place if activation is None else numpy.empty(weight.shape[0], x.dtype)
+    pair = (weight, row) if weight.flags.c_contiguous else (row, weight.T)
+    activate = None if activation is None else PLANNED[activation](inner, place)
+    added = None if residual is None else residual.reshape(-1)
+
+    def run() -> None:
+        _vector_product(*pair, inner)
+        if bias is not None:
+            numpy.add(inner, bias, out=inner)
+        if activate is not None:
+            activate()
+        if added is not None:
+            numpy.add(place, added, out=place)
+
+    return run
+
+
+linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan)
