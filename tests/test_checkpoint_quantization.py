@@ -7,7 +7,8 @@ import pytest
 
 from tinytorch_gpu.checkpoint.gguf import TENSOR_TYPES
 from tinytorch_gpu.checkpoint.names import half_split, interleaved
-from tinytorch_gpu.checkpoint.quantization import FORMATS, decoded_blocks
+from tinytorch_gpu.checkpoint.quantization import decoded_blocks
+from tinytorch_gpu.quantized import FORMATS
 
 needs_gguf = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="the gguf package, the oracle, is missing"

@@ -7,10 +7,10 @@ import pytest
 from running_ops import UNIT_ROUNDOFF, error, size
 
 from tinytorch_gpu import backend, devices, emulated
-from tinytorch_gpu.checkpoint.quantization import FORMATS
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda import linear as cuda_linear
 from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
+from tinytorch_gpu.quantized import FORMATS
 
 NORMS = {
     "layer": lambda x, g, s, eps: OPS["layer_norm"].reference(x, g, s, eps=eps)[0],

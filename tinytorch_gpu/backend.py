@@ -75,9 +75,9 @@ def assign(view: Any, values: Any) -> None:
     """
     if tuple(view.shape) != tuple(values.shape):
         raise ValueError(f"cannot put an array of {values.shape} into one of {view.shape}")
-    if kind(view) in DEVICES and kind(values) == "cpu":
+    if kind(view) in DEVICES and kind(values) == "cpu" and not hasattr(view, "moved_to"):
         values = namespace(view).asarray(numpy.ascontiguousarray(values, dtype=view.dtype))
-    elif kind(view) == "cpu" and kind(values) in DEVICES:
+    elif kind(view) == "cpu" and kind(values) in DEVICES and not hasattr(view, "moved_to"):
         values = values.get()
     view[...] = values
 
@@ -113,6 +113,8 @@ def float_dtype(name: Any) -> Any:
 def compute_dtype(storage: Any, where: str = "cpu") -> Any:
     """Return the dtype of activations for weights stored in ``storage`` on a kind of device: the same
     on a GPU, whose kernels take 16 bits and add up in 32; 32 bits at least elsewhere."""
+    if getattr(storage, "blocked", False):  # a format of blocks has no arithmetic of its own
+        return _FLOAT32
     wanted = storage if isinstance(storage, numpy.dtype) else dtype(storage)
     return _FLOAT32 if wanted.itemsize == 2 and where not in DEVICES else wanted
 
@@ -132,10 +134,12 @@ def _half_name(x: Any) -> bool:
 
 
 def widen(x: Any) -> Any:
-    """Return ``x`` in float32 if it is stored in 16 bits, else ``x`` itself.
+    """Return ``x`` in float32 if it is stored in 16 bits or in blocks, else ``x`` itself.
 
     References compute in float32: a 16-bit product is slow on a CPU and imprecise anywhere.
     """
+    if hasattr(x, "dequantize"):
+        return x.dequantize()
     return namespace(x).astype(x, numpy.float32) if is_half(x) else x
 
 

@@ -54,6 +54,8 @@ class Device:
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         """Return ``values`` (nested lists or an array of any device) as an array here."""
+        if hasattr(values, "moved_to"):  # more than one array: it knows how
+            return values.moved_to(self)
         wanted = None if dtype is None else named_dtype(dtype)
         if kind(values) in DEVICES and self.kind != kind(values):
             values = values.get()

@@ -49,8 +49,9 @@ class ModelFile:
     def __repr__(self) -> str:
         return f"ModelFile({str(self.path)!r}, {self.format}, {len(self.tensors)} tensors)"
 
-    def load(self, device: Any = "auto", dtype: Any = "float32") -> Transformer:
-        """Return the model with its weights in ``dtype`` on ``device``."""
+    def load(self, device: Any = "auto", dtype: Any = "auto") -> Transformer:
+        """Return the model with its weights in ``dtype`` on ``device``: see ``storage`` for what it may
+        be. "auto" leaves weights in blocks where the device multiplies them as they are."""
         return load_model(self, device, dtype)
 
     @functools.cached_property
@@ -147,7 +148,7 @@ def open_model(name_or_path: str | Path = DEFAULT_MODEL) -> ModelFile:
 
 
 def load(
-    name_or_path: str | Path = DEFAULT_MODEL, device: Any = "auto", dtype: Any = "float32"
+    name_or_path: str | Path = DEFAULT_MODEL, device: Any = "auto", dtype: Any = "auto"
 ) -> Transformer:
     """Return the model that ``name_or_path`` means, with its weights in ``dtype`` on ``device``."""
     return open_model(name_or_path).load(device, dtype)

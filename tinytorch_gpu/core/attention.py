@@ -235,7 +235,7 @@ class MultiHeadAttention(Module):
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB."""
         count = self.count_parameters()
-        total = megabytes(count, self.qkv.weight.dtype.itemsize)
+        total = megabytes(self.nbytes)
         return {
             "total_parameter_memory_mb": total,
             "memory_per_head_mb": total / self.num_heads,

@@ -62,10 +62,9 @@ class Embedding(Module):
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Size of the table."""
-        itemsize = self.weight.dtype.itemsize
         return {
-            "total_memory_mb": megabytes(self.weight.size, itemsize),
-            "memory_per_token_kb": self.embedding_dim * itemsize / 1024,
+            "total_memory_mb": megabytes(self.nbytes),
+            "memory_per_token_kb": self.nbytes / self.vocab_size / 1024,
             "total_parameters": self.weight.size,
             "vocab_size": self.vocab_size,
             "embedding_dim": self.embedding_dim,

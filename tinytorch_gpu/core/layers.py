@@ -47,7 +47,7 @@ class _Norm(Module):
         """Parameters and their size in MB."""
         count = self.count_parameters()
         return {
-            "parameter_memory_mb": megabytes(count, self.gamma.dtype.itemsize),
+            "parameter_memory_mb": megabytes(self.nbytes),
             "total_parameters": count,
             "normalized_shape": self.normalized_shape,
         }

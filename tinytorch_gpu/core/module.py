@@ -67,6 +67,11 @@ class Module:
         """Number of trained values, shared ones once."""
         return sum(parameter.size for parameter in self.parameters())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters as stored, shared ones once."""
+        return sum(int(parameter.data.nbytes) for parameter in self.parameters())
+
     def own_state(self) -> Iterator[tuple[str, Any]]:
         """Name and live array view of this module's own state, in the course's orientation."""
         for name, value in vars(self).items():
@@ -126,13 +131,16 @@ class Module:
 class Builder:
     """Makes parameters: on one device, in one dtype, from one seed.
 
-    With ``init=False`` they are allocated and left for a loader to fill.
+    With ``init=False`` they are allocated and left for a loader to fill; with ``storage=False`` too, the
+    matrices are pending: the loader gives them storage (``Weight.allocate``).
     """
 
     def __init__(
-        self, place: Any = "cpu", dtype: Any = "float32", seed: int | None = None, init: bool = True
-    ):
-        self.device, self.dtype, self.init = device(place), float_dtype(dtype), init
+        self, place: Any = "cpu", dtype: Any = "float32", seed: int | None = None, init: bool = True,
+        storage: bool = True,
+    ):  # fmt: skip
+        self.device, self.dtype = device(place), float_dtype(dtype)
+        self.init, self.storage = init and storage, storage
         self.random = numpy.random.default_rng(seed)
 
     def vector(self, size: int, value: float = 0.0) -> Parameter:
@@ -143,17 +151,22 @@ class Builder:
 
     def table(self, rows: int, width: int, std: float | None = None, bound: float = 0.0) -> Weight:
         """A Weight (rows, width), normal with ``std`` or uniform within +-``bound``."""
-        weight = Weight.empty(self.device, {"weight": rows}, width, self.dtype)
+        weight = self._weight({"weight": rows}, width)
         self._draw(weight.data, std, bound)
         return weight
 
     def weight(self, groups: Mapping[str, int], width: int, std: float | None = None) -> Weight:
         """A Weight of row groups (out, width), normal with ``std`` or else Xavier uniform
         (Glorot and Bengio 2010) group by group."""
-        weight = Weight.empty(self.device, groups, width, self.dtype)
+        weight = self._weight(groups, width)
         for name, rows in groups.items():
             self._draw(weight.rows(name), std, math.sqrt(6 / (rows + width)))
         return weight
+
+    def _weight(self, groups: Mapping[str, int], width: int) -> Weight:
+        if not self.storage:
+            return Weight.pending(groups, width)
+        return Weight.empty(self.device, groups, width, self.dtype)
 
     def _draw(self, view: Any, std: float | None, bound: float) -> None:
         if not self.init:
@@ -167,9 +180,9 @@ class Builder:
             assign(part, values.astype(numpy.float32))
 
 
-def megabytes(count: int, itemsize: int = 4) -> float:
-    """Size in MB (2**20 bytes) of ``count`` values."""
-    return count * itemsize / 2**20
+def megabytes(nbytes: int) -> float:
+    """Bytes in MB (2**20 bytes)."""
+    return nbytes / 2**20
 
 
 def as_tensor(x: Any, like: Tensor | None) -> Tensor:

@@ -13,13 +13,15 @@ from .. import nvtx, ops
 from ..backend import float_dtype
 from ..config import TransformerConfig
 from ..devices import Device, device
+from ..quantized import Format, QuantizedMatrix, fitting, format_named, is_blocked
 from ..rng import Generator
+from ..weight import Weight
 from .attention import MultiHeadAttention, Positions
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, Rotary, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
 from .module import Builder, Module, as_tensor, megabytes
 from .recompute import recompute
-from .tensor import Tensor, no_grad, wrap
+from .tensor import Tensor, no_grad
 
 __all__ = ["LayerNorm", "PositionwiseFeedForward", "Transformer", "TransformerBlock"]
 
@@ -103,14 +105,13 @@ class TransformerBlock(Module):
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""
-        itemsize = self.norm1.gamma.dtype.itemsize
-        sizes = {name: part.count_parameters() for name, part in self.children()}
+        sizes = {name: megabytes(part.nbytes) for name, part in self.children()}
         return {
-            "total_memory_mb": megabytes(sum(sizes.values()), itemsize),
-            "attention_memory_mb": megabytes(sizes["attention"], itemsize),
-            "norm_memory_mb": megabytes(sizes["norm1"] + sizes["norm2"], itemsize),
-            "ffn_memory_mb": megabytes(sizes["ffn"], itemsize),
-            "total_parameters": sum(sizes.values()),
+            "total_memory_mb": sum(sizes.values()),
+            "attention_memory_mb": sizes["attention"],
+            "norm_memory_mb": sizes["norm1"] + sizes["norm2"],
+            "ffn_memory_mb": sizes["ffn"],
+            "total_parameters": self.count_parameters(),
             "embed_dim": self.embed_dim,
             "num_heads": self.attention.num_heads,
             "hidden_dim": self.hidden_dim,
@@ -157,17 +158,23 @@ class Transformer(Module):
         dtype: Any = "float32",
         seed: int | None = None,
         init: bool = True,
+        storage: bool = True,
     ) -> "Transformer":
-        """Build the model of ``config``; ``init=False`` leaves the weights for a loader to fill."""
+        """Build the model of ``config``; ``init=False`` leaves the weights for a loader to fill, and
+        ``storage=False`` leaves it to allocate the matrices too (see ``Builder``)."""
         model = cls.__new__(cls)
-        model._build(config, Builder(device, dtype, seed, init), seed)
+        model._build(config, Builder(device, dtype, seed, init, storage), seed)
         return model
 
     @classmethod
     def from_pretrained(
-        cls, path_or_name: Any, device: Any = "auto", dtype: Any = "float32"
+        cls, path_or_name: Any, device: Any = "auto", dtype: Any = "auto"
     ) -> "Transformer":
-        """Load a GGUF file, a Hugging Face folder or repository, or an installed demo model."""
+        """Load a GGUF file, a Hugging Face folder or repository, or an installed demo model.
+
+        ``dtype`` is a float's name, a format in blocks such as "q4_0", "stored", or "auto": float32, but
+        as stored what the device multiplies in blocks.
+        """
         from ..checkpoint import load
 
         return load(path_or_name, device=device, dtype=dtype)
@@ -288,7 +295,7 @@ class Transformer(Module):
     def lm_head(self) -> Tensor:
         """The head (embed_dim, vocab_size): a view, of the embedding where they are tied."""
         if self.head is None:
-            return wrap(self.token_embedding.weight.data.T)
+            return self.token_embedding.weight.matrix("weight")
         return self.head.weight.matrix("vocab")
 
     @lm_head.setter
@@ -306,7 +313,8 @@ class Transformer(Module):
         self.device = self.generator.device = place
 
     def to(self, target: Any) -> "Transformer":
-        """Move to a device, or store the weights in a dtype ("bfloat16"), in place; return self."""
+        """Move to a device, or store the weights in a dtype ("bfloat16") or the matrices in a format of
+        blocks ("q4_0"), in place; return self."""
         name = str(target)
         if isinstance(target, Device) or name.partition(":")[0] in (
             "auto",
@@ -316,9 +324,23 @@ class Transformer(Module):
         ):
             super().to(device(target))
             return self
+        if is_blocked(target):
+            return self._quantize(format_named(target))
         self.dtype = float_dtype(target)
         for parameter in self.parameters():
+            frozen = isinstance(parameter.data, QuantizedMatrix)
             parameter.data = parameter.data.astype(self.dtype)
+            if frozen:
+                parameter.requires_grad_()
+        return self
+
+    def _quantize(self, form: Format) -> "Transformer":
+        """Put the matrices of the blocks, the embedding and the head in ``form``, or one that fits."""
+        apart = self.pos_encoding.parameters() if isinstance(self.pos_encoding, Module) else []
+        for name, weight in self.named_parameters():
+            if isinstance(weight, Weight) and not any(weight is other for other in apart):
+                head = name.startswith("head.") or (self.head is None and "embedding" in name)
+                weight.quantize(fitting(form, weight.shape[1], head))
         return self
 
     def generate(self, input_ids: Any, max_new_tokens: int = 50, **options: Any) -> Any:
@@ -329,18 +351,17 @@ class Transformer(Module):
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""
-        itemsize, config = self.dtype.itemsize, self.config
-        embeddings = self.token_embedding.weight.size
+        config, embeddings = self.config, self.token_embedding.nbytes
         if isinstance(self.pos_encoding, LearnedPositionalEmbedding):
-            embeddings += self.pos_encoding.weight.size
-        blocks = sum(block.count_parameters() for block in self.transformer_blocks)
-        head = 0 if self.head is None else self.head.count_parameters()
+            embeddings += self.pos_encoding.nbytes
+        blocks = sum(block.nbytes for block in self.transformer_blocks)
+        head = 0 if self.head is None else self.head.nbytes
         return {
-            "total_memory_mb": megabytes(self.count_parameters(), itemsize),
-            "embedding_memory_mb": megabytes(embeddings, itemsize),
-            "transformer_blocks_memory_mb": megabytes(blocks, itemsize),
-            "lm_head_memory_mb": megabytes(head, itemsize),
-            "final_norm_memory_mb": megabytes(self.final_norm.count_parameters(), itemsize),
+            "total_memory_mb": megabytes(self.nbytes),
+            "embedding_memory_mb": megabytes(embeddings),
+            "transformer_blocks_memory_mb": megabytes(blocks),
+            "lm_head_memory_mb": megabytes(head),
+            "final_norm_memory_mb": megabytes(self.final_norm.nbytes),
             "total_parameters": self.count_parameters(),
             "vocab_size": config.vocab_size,
             "embed_dim": config.embed_dim,

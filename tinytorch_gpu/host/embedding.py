@@ -56,4 +56,8 @@ def _plan(out: Any, ids: Any, *rest: Any, **options: Any) -> Any:
     return run
 
 
-embedding.maker("cpu", _forward, _backward, plan=_plan)
+def _accepts(ids: Any, weight: Any, **options: Any) -> bool:
+    return isinstance(weight, numpy.ndarray)
+
+
+embedding.maker("cpu", _forward, _backward, _accepts, plan=_plan)

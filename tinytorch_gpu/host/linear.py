@@ -9,6 +9,7 @@ from ..backend import dtype_name, is_half
 from ..core.op import OPS, Maker
 from ..core.tensor import grad_enabled
 from ..ops import linear
+from ..quantized import QuantizedMatrix
 from .activation import PLANNED
 from .buffers import column_sums, plain, rows_of
 
@@ -24,6 +25,8 @@ _warned = False
 def _accepts(
     x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
 ) -> bool:
+    if isinstance(weight, QuantizedMatrix):
+        return plain(x)
     return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
 
 
@@ -31,7 +34,9 @@ def _forward(
     x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
 ) -> Any:
     rows = rows_of(x)
-    if weight.dtype == x.dtype:
+    if isinstance(weight, QuantizedMatrix):
+        out = _product_of_blocks(rows, weight)
+    elif weight.dtype == x.dtype:
         out = _product(rows, weight)
     else:
         out = _product_of_half(rows, weight)
@@ -83,6 +88,14 @@ def _product_of_half(rows: Any, weight: Any) -> Any:
     return out
 
 
+def _product_of_blocks(rows: Any, weight: QuantizedMatrix) -> Any:
+    """The same for a weight in blocks, decoded a cache's worth at a time."""
+    out = numpy.empty((rows.shape[0], weight.shape[0]), rows.dtype)
+    for places, wide in weight.decoded():
+        out[:, places] = _product(rows, wide.astype(rows.dtype, copy=False))
+    return out
+
+
 def widen_into(wide: Any, half: Any) -> None:
     """Write a 16-bit array into a float32 one."""
     if dtype_name(half.dtype) == "bfloat16":
@@ -108,14 +121,19 @@ def _warn_once(weight: Any) -> None:
 def backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
     """The backward half, of what either forward has saved."""
     x, weight, bias_dtype, inner, residual = residuals
-    if weight.dtype != x.dtype:
+    blocked = isinstance(weight, QuantizedMatrix)
+    if not blocked and weight.dtype != x.dtype:
         return linear.differentiate(residuals, dout, activation=activation)
     rows, dy = rows_of(x), rows_of(dout)
     if activation is not None:
         dy = _activation_gradient(activation, rows_of(inner), dy)
-    dx = numpy.matmul(dy, weight).reshape(x.shape)
+    dx = (_back_through_blocks(dy, weight) if blocked else numpy.matmul(dy, weight)).reshape(
+        x.shape
+    )
     # The gradient lies in memory as the weight does: an optimizer goes through both at once.
-    if weight.flags.c_contiguous:
+    if blocked:
+        dweight = None
+    elif weight.flags.c_contiguous:
         dweight = numpy.matmul(dy.T, rows)
     else:
         dweight = numpy.empty(weight.shape, x.dtype, order="F")
@@ -123,6 +141,13 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any
     dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
     dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
     return dx, dweight, dbias, dresidual
+
+
+def _back_through_blocks(dy: Any, weight: QuantizedMatrix) -> Any:
+    dx = numpy.zeros((dy.shape[0], weight.shape[1]), dy.dtype)
+    for places, wide in weight.decoded():
+        dx += numpy.matmul(dy[:, places], wide.astype(dy.dtype, copy=False))
+    return dx
 
 
 def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
@@ -140,22 +165,35 @@ def _vector_product(a: Any, b: Any, out: Any) -> None:
     numpy.dot(a, b, out=out)
 
 
+def _vector_times_blocks(weight: QuantizedMatrix, row: Any, out: Any) -> None:
+    for places, wide in weight.decoded():
+        numpy.dot(wide.astype(row.dtype, copy=False), row, out=out[places])
+
+
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
     *, activation: str | None = None,
 ) -> Any:  # fmt: skip
     """The product of one token, ready to repeat."""
     gated = activation in PLANNED
-    if x.size != weight.shape[1] or weight.dtype != x.dtype or not (activation is None or gated):
+    blocked = isinstance(weight, QuantizedMatrix)
+    if x.size != weight.shape[1] or not (blocked or weight.dtype == x.dtype):
+        return None
+    if not (activation is None or gated):
         return None
     row, place = x.reshape(-1), out.reshape(-1)
     inner = place if activation is None else numpy.empty(weight.shape[0], x.dtype)
-    pair = (weight, row) if weight.flags.c_contiguous else (row, weight.T)
+    if blocked:
+        multiply: Any = _vector_times_blocks
+        pair = (weight, row)
+    else:
+        multiply = _vector_product
+        pair = (weight, row) if weight.flags.c_contiguous else (row, weight.T)
     activate = None if activation is None else PLANNED[activation](inner, place)
     added = None if residual is None else residual.reshape(-1)
 
     def run() -> None:
-        _vector_product(*pair, inner)
+        multiply(*pair, inner)
         if bias is not None:
             numpy.add(inner, bias, out=inner)
         if activate is not None:

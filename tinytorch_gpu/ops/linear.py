@@ -4,6 +4,7 @@ from typing import Any
 
 from ..backend import namespace, narrow, widen
 from ..core.op import OPS, op
+from ..quantized import QuantizedMatrix
 from .elementwise import unbroadcast
 
 
@@ -15,8 +16,8 @@ def linear(
 
     ``activation`` names one of this package's (the gated ones halve the width); ``residual`` has
     the shape of the result. The weight may lie in memory either way round and may be stored in 16
-    bits under a wider ``x``; the product is accumulated in float32 or wider, and the result has
-    the dtype of ``x``.
+    bits under a wider ``x``, or be a QuantizedMatrix, which gets no gradient; the product is
+    accumulated in float32 or wider, and the result has the dtype of ``x``.
     """
     inner = namespace(x).matmul(widen(x), widen(weight).T)
     if bias is not None:
@@ -37,10 +38,13 @@ def _(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
         (dy,) = OPS[activation].differentiate((widen(saved),), dy)
     dx = xp.matmul(dy, widen(weight))
     rows = xp.reshape(dy, (-1, dy.shape[-1]))
-    dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))
+    dweight = None
+    if not isinstance(weight, QuantizedMatrix):
+        dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))
+        dweight = narrow(dweight, weight.dtype)
     dbias = None if bias_dtype is None else narrow(xp.sum(rows, axis=0), bias_dtype)
     dresidual = None if residual is None else narrow(dout, residual.dtype)
-    return narrow(dx, x.dtype), narrow(dweight, weight.dtype), dbias, dresidual
+    return narrow(dx, x.dtype), dweight, dbias, dresidual
 
 
 @op
