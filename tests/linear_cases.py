@@ -49,7 +49,17 @@ def _special() -> list[Case]:
     return made
 
 
+def _frozen(rows: int, activation: str | None, bias: bool) -> Case:
+    """A weight, and a bias, that are not trained; or of the two the weight only."""
+    made = 9 if activation in _GATED else 18
+    frozen = Floats(normal(18, 24).draw, weight=True, gradient=False)
+    specs = (normal(rows, 24), frozen, Floats(normal(18).draw, gradient=bias), normal(rows, made))
+    options = {"activation": activation, "needs": (True, False, bias, True)}
+    return Case("linear", f"frozen, {rows} rows, {activation}", specs, options)
+
+
 LINEAR: list[Case] = [
+    *(_frozen(*what) for what in ((3, None, False), (33, "swiglu", False), (17, "gelu", True), (2, "silu", True))),
     *(Case("linear", f"{r} rows", (normal(r, 72), weight(20, 72), normal(20))) for r in _ROWS),
     *(Case("linear", f"{n} x {i} to {o}", (normal(n, i), weight(o, i))) for n, i, o in _SIZES),
     *(_whole(r, 40, 36, name) for name in _ACTIVATIONS for r in (1, 4, 16)),

@@ -33,12 +33,21 @@ def resolve(name_or_path: str | Path) -> Path:
         raise ModelFileError(f"cannot open {quoted(text, 200)}: {error.strerror}") from None
     if text in DEMO_MODELS:
         return _demo(text)
-    if _REPOSITORY.fullmatch(text) and path.suffix not in (".gguf", ".safetensors"):
-        return _folder(_downloaded(text))
+    downloaded = repository(text)
+    if downloaded is not None:
+        return _folder(downloaded)
     raise ModelFileError(
         f"no model {quoted(text, 200)}: it must be a GGUF file, a folder with config.json, "
         f"one of {', '.join(DEMO_MODELS)}, or a Hugging Face repository (owner/name)"
     )
+
+
+def repository(name: str) -> Path | None:
+    """The local copy of a Hugging Face repository (owner/name), downloaded if need be; None for any other
+    text."""
+    if not _REPOSITORY.fullmatch(name) or name.endswith((".gguf", ".safetensors")):
+        return None
+    return _downloaded(name)
 
 
 def _folder(path: Path) -> Path:
@@ -52,7 +61,9 @@ def _folder(path: Path) -> Path:
     if len(found) == 1:
         return found[0]
     problem = f"has {len(found)} GGUF files; name one"
-    if not found:
+    if any(path.glob("adapter_config.json")) or any(path.glob("checkpoints/*/adapter_config.json")):
+        problem = "holds an adapter: name its base model, and give this as --adapter"
+    elif not found:
         problem = "has neither config.json nor a GGUF file"
     raise ModelFileError(f"folder {path} {problem}")
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy
 
 from ..backend import dtype_name, to_numpy
+from ..core.lora import adapters
 from .configs import FAMILY_OF, OWN_TYPE
 from .names import FAMILIES, mapped_tensors
 from .safetensors_file import SINGLE
@@ -24,6 +25,10 @@ def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> P
     held before is replaced only when everything new is safely on the disk: a full disk or Ctrl-C
     leaves it as it was. Weights that need turning or joining (GPT-2's) are copied meanwhile.
     """
+    if adapters(model):
+        raise ValueError(
+            "the model has adapters beside its weights: merge_lora(model) first, or save_adapter(model, folder)"
+        )
     if tokenizer is not None and not hasattr(tokenizer, "backend"):
         kind = type(tokenizer).__name__
         raise ValueError(f"a {kind} has no tokenizer.json: save a tokenizer of a model file")
@@ -36,15 +41,16 @@ def save(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None) -> P
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": _one_or_list(tokenizer.eos_ids),
         }
-    with _Replacement(target) as new:
+    with Replacement(target) as new:
         _write_weights(model, config["model_type"], new.path(SINGLE))
         if tokenizer is not None:
             write_tokenizer(tokenizer, new.path)
-        new.path("config.json").write_text(_json(config), encoding="utf-8")
+        new.path("config.json").write_text(json_text(config), encoding="utf-8")
     return target
 
 
-def _json(values: dict[str, Any]) -> str:
+def json_text(values: dict[str, Any]) -> str:
+    """How this library writes a JSON file."""
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -66,12 +72,12 @@ def write_tokenizer(tokenizer: Any, path: Callable[[str], Path]) -> None:
         config["chat_template"] = tokenizer.chat_template
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": _one_or_list(tokenizer.eos_ids),
            "pad_token_id": tokenizer.pad_id}  # fmt: skip
-    path("tokenizer.json").write_text(_tokenizer_json(tokenizer), encoding="utf-8")
-    path("tokenizer_config.json").write_text(_json(config), encoding="utf-8")
-    path("generation_config.json").write_text(_json(ids), encoding="utf-8")
+    path("tokenizer.json").write_text(_tokenizerjson_text(tokenizer), encoding="utf-8")
+    path("tokenizer_config.json").write_text(json_text(config), encoding="utf-8")
+    path("generation_config.json").write_text(json_text(ids), encoding="utf-8")
 
 
-def _tokenizer_json(tokenizer: Any) -> str:
+def _tokenizerjson_text(tokenizer: Any) -> str:
     """Return tokenizer.json; a first token that our Tokenizer adds itself goes in as a rule."""
     text = tokenizer.backend.to_str(pretty=True)
     if not tokenizer.add_bos or tokenizer.bos_id is None:
@@ -114,7 +120,7 @@ def write_tensors(
         raise OSError(f"could not write {path}: {error}") from None
 
 
-class _Replacement:
+class Replacement:
     """New files beside old ones; leaving the block without an error puts them in their place."""
 
     def __init__(self, folder: Path):

@@ -215,9 +215,7 @@ class MultiHeadAttention(Module):
         for source, name, heads in (
             (x, "q", self.num_heads), (key, "k", self.num_kv_heads), (value, "v", self.num_kv_heads),
         ):  # fmt: skip
-            rows = self.qkv.weight._rows[name]
-            bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-            y = ops.linear(source, self.qkv.weight[rows], bias)
+            y = self.qkv.group(name, source)
             parts.append(y.reshape(*y.shape[:2], heads, self.head_dim))
         if self.config.qk_norm:
             parts[:2] = [self.q_norm(parts[0]), self.k_norm(parts[1])]

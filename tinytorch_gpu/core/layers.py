@@ -8,6 +8,7 @@ from ..config import GATED
 from ..devices import Device
 from ..rng import Generator
 from .module import Builder, Module, as_tensor, megabytes
+from .op import OPS
 from .tensor import Tensor
 
 
@@ -93,7 +94,12 @@ NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer": LayerNorm, "rms": 
 
 
 class Linear(Module):
-    """``x @ weight.T + bias`` with weight (out, in); ``groups`` name the rows that belong together."""
+    """``x @ weight.T + bias`` with weight (out, in); ``groups`` name the rows that belong together.
+
+    An ``adapter`` (core/lora.py) adds a trained product of low rank beside the weight's.
+    """
+
+    adapter: Any = None
 
     def __init__(
         self,
@@ -112,7 +118,19 @@ class Linear(Module):
         self, x: Tensor, residual: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
         """(..., in) -> (..., out): ``activation`` of it, plus ``residual``, where given."""
-        return ops.linear(x, self.weight, self.bias, residual, activation=activation)
+        if self.adapter is None:
+            return ops.linear(x, self.weight, self.bias, residual, activation=activation)
+        if activation is None:
+            return self.adapter(ops.linear(x, self.weight, self.bias, residual), x)
+        out = OPS[activation](self.adapter(ops.linear(x, self.weight, self.bias), x))
+        return out if residual is None else out + residual
+
+    def group(self, name: str, x: Tensor) -> Tensor:
+        """(..., in) -> (..., rows of one group)."""
+        rows = self.weight._rows[name]
+        if self.adapter is not None:
+            return self(x)[..., rows]
+        return ops.linear(x, self.weight[rows], None if self.bias is None else self.bias[rows])
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         return iter(())  # the module that owns it names its groups

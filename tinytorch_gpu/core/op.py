@@ -63,7 +63,8 @@ class Op:
     ``reference(*arrays, **options)`` returns (result, residuals), or only the result when not
     ``differentiable``; with ``outputs`` above 1 the result is a tuple. ``mutates`` names the
     arguments that it writes in place. Its NVTX range is called ``op.`` and ``shown_as``, by default
-    the reference's name.
+    the reference's name. A reference that takes ``needs`` is told by it, forward and backward, which
+    arguments want a gradient where some do not (None: all do).
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Op:
         parameters = inspect.signature(reference).parameters.values()
         self._arrays = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self._options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self._selective = "needs" in self._options
         OPS[self.name] = operators[self.name] = self
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +121,9 @@ class Op:
                 wanted = wanted or a.requires_grad
                 a = a.data
             arrays.append(a)
+        recorded = wanted and grad_enabled()
+        if recorded and self._selective:
+            options = self._told_needs(args, options)
         where = self._place(arrays)
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
@@ -136,10 +141,10 @@ class Op:
         if not self.differentiable:
             return wrap(made) if self.outputs == 1 else tuple(map(wrap, made))
         result, residuals = made
-        if self.outputs == 1 and not (wanted and grad_enabled()):
+        if self.outputs == 1 and not recorded:
             return wrap(result)
         tensors = [wrap(result)] if self.outputs == 1 else [wrap(r) for r in result]
-        if wanted and grad_enabled():
+        if recorded:
             self._record(maker, args, residuals, options, tensors)
         return tensors[0] if self.outputs == 1 else tuple(tensors)
 
@@ -151,6 +156,13 @@ class Op:
             raise TypeError(f"{self.name}() got an unexpected or repeated argument {unknown[0]!r}")
         last = max(self._arrays.index(name) for name in named) + 1
         return (*args, *(named.get(name) for name in self._arrays[len(args) : last]))
+
+    def _told_needs(self, args: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """``options`` with ``needs``, unless every array wants a gradient."""
+        needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if all(need or a is None for need, a in zip(needs, args, strict=True)):
+            return options
+        return {**options, "needs": needs}
 
     def _place(self, arrays: list[Any]) -> str:
         """The device kind of the arrays; two kinds in one call are an error."""
@@ -208,6 +220,11 @@ def _tokens(arrays: list[Any]) -> int:
     if "int" in str(first.dtype):
         return math.prod(first.shape)
     return math.prod(first.shape[: 2 if len(first.shape) > 2 else 1])
+
+
+def needed(needs: Any, argument: int) -> bool:
+    """Whether ``needs`` (see ``Op``) asks for the gradient of an argument; one left out has none."""
+    return needs is None or (argument < len(needs) and needs[argument])
 
 
 def op(reference: Any = None, **declared: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import DEVICES, dtype_name, kind, namespace, narrow
+from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from .activation import back, column_sums, finish
@@ -224,50 +225,56 @@ def after_norm(name: str, normed: Any, options: Any, arrays: Any) -> Callable[..
 
 
 def _forward(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> Any:
-    bias_dtype = None if bias is None else bias.dtype
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> Any:  # fmt: skip
+    bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
+    kept = x if needed(needs, 1) else None
     recorded = grad_enabled()
     if can_decode(x, weight, bias, residual) and not (recorded and activation):
         out = decode_linear(x, weight, bias, residual, activation=activation)
-        return out, (x, weight, bias_dtype, None, residual)
-    inner = _product(_as_rows(x), weight.T, x.dtype)
+        return out, (kept, weight, bias_dtype, None, residual)
+    inner = product(as_rows(x), weight.T, x.dtype)
     keep = recorded and activation is not None
     out, saved = inner, None
     if bias is not None or activation is not None or residual is not None:
-        flat = None if residual is None else _as_rows(packed(residual))
+        flat = None if residual is None else as_rows(packed(residual))
         out = finish(inner, bias, flat, activation, x.dtype, keep_inner=keep)
         saved = inner.reshape(*x.shape[:-1], inner.shape[-1]) if keep else None
-    return out.reshape(*x.shape[:-1], out.shape[-1]), (x, weight, bias_dtype, saved, residual)
+    return out.reshape(*x.shape[:-1], out.shape[-1]), (kept, weight, bias_dtype, saved, residual)
 
 
-def _as_rows(x: Any) -> Any:
+def as_rows(x: Any) -> Any:
     """x (..., C) as (N, C)."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _product(a: Any, b: Any, dtype: Any) -> Any:
+def product(a: Any, b: Any, dtype: Any) -> Any:
     """a @ b by cuBLAS in ``dtype``, accumulated in float32."""
     xp = namespace(a)
     return narrow(xp.matmul(narrow(a, dtype), narrow(b, dtype)), dtype)
 
 
-def _backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+def _backward(
+    residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None
+) -> Any:
     x, weight, bias_dtype, saved, residual = residuals
-    dy = _as_rows(packed(dout))
+    dy = as_rows(packed(dout))
     if activation is not None:
-        dy = back(_as_rows(saved), dy, activation)
-    rows = _as_rows(x)
-    dx = _product(dy, weight, x.dtype).reshape(x.shape)
-    dweight = _product(dy.T, rows, x.dtype)
+        dy = back(as_rows(saved), dy, activation)
+    dx = product(dy, weight, dout.dtype).reshape(*dout.shape[:-1], weight.shape[1])
+    dweight = None
+    if x is not None:
+        dweight = narrow(product(dy.T, as_rows(x), x.dtype), weight.dtype)
     dbias = None if bias_dtype is None else narrow(column_sums(packed(dy)), bias_dtype)
     dresidual = None if residual is None else narrow(dout, residual.dtype)
-    return dx, narrow(dweight, weight.dtype), dbias, dresidual
+    return dx, dweight, dbias, dresidual
 
 
 def _accepts(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> bool:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> bool:  # fmt: skip
     return (
         kind(x) in DEVICES
         and is_element(x, weight, bias, residual)

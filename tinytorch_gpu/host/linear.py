@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name, is_half
-from ..core.op import OPS, Maker
+from ..core.op import OPS, Maker, needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from ..quantized import QuantizedMatrix
@@ -23,16 +23,18 @@ _warned = False
 
 
 def _accepts(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> bool:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> bool:  # fmt: skip
     if isinstance(weight, QuantizedMatrix):
         return plain(x)
     return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
 
 
 def _forward(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> Any:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> Any:  # fmt: skip
     rows = rows_of(x)
     if isinstance(weight, QuantizedMatrix):
         out = _product_of_blocks(rows, weight)
@@ -52,7 +54,9 @@ def _forward(
         return out, None
     if inner is not None:
         inner = inner.reshape(*x.shape[:-1], inner.shape[-1])
-    return out, (x, weight, None if bias is None else bias.dtype, inner, residual)
+    kept = x if needed(needs, 1) else None
+    bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
+    return out, (kept, weight, bias_dtype, inner, residual)
 
 
 def _activate(activation: str, rows: Any) -> Any:
@@ -118,26 +122,18 @@ def _warn_once(weight: Any) -> None:
         )
 
 
-def backward(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None) -> Any:
     """The backward half, of what either forward has saved."""
     x, weight, bias_dtype, inner, residual = residuals
     blocked = isinstance(weight, QuantizedMatrix)
-    if not blocked and weight.dtype != x.dtype:
+    if not blocked and weight.dtype != dout.dtype:
         return linear.differentiate(residuals, dout, activation=activation)
-    rows, dy = rows_of(x), rows_of(dout)
+    dy = rows_of(dout)
     if activation is not None:
         dy = _activation_gradient(activation, rows_of(inner), dy)
-    dx = (_back_through_blocks(dy, weight) if blocked else numpy.matmul(dy, weight)).reshape(
-        x.shape
-    )
-    # The gradient lies in memory as the weight does: an optimizer goes through both at once.
-    if blocked:
-        dweight = None
-    elif weight.flags.c_contiguous:
-        dweight = numpy.matmul(dy.T, rows)
-    else:
-        dweight = numpy.empty(weight.shape, x.dtype, order="F")
-        numpy.matmul(rows.T, dy, out=dweight.T)
+    dx = _back_through_blocks(dy, weight) if blocked else numpy.matmul(dy, weight)
+    dx = dx.reshape(*dout.shape[:-1], weight.shape[1])
+    dweight = None if blocked or x is None else _weight_gradient(rows_of(x), weight, dy)
     dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
     dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
     return dx, dweight, dbias, dresidual
@@ -148,6 +144,15 @@ def _back_through_blocks(dy: Any, weight: QuantizedMatrix) -> Any:
     for places, wide in weight.decoded():
         dx += numpy.matmul(dy[:, places], wide.astype(dy.dtype, copy=False))
     return dx
+
+
+def _weight_gradient(rows: Any, weight: Any, dy: Any) -> Any:
+    """It lies in memory as the weight does: an optimizer goes through both at once."""
+    if weight.flags.c_contiguous:
+        return numpy.matmul(dy.T, rows)
+    dweight = numpy.empty(weight.shape, rows.dtype, order="F")
+    numpy.matmul(rows.T, dy, out=dweight.T)
+    return dweight
 
 
 def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
@@ -172,7 +177,7 @@ def _vector_times_blocks(weight: QuantizedMatrix, row: Any, out: Any) -> None:
 
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
-    *, activation: str | None = None,
+    *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
     """The product of one token, ready to repeat."""
     gated = activation in PLANNED

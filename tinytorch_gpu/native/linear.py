@@ -5,6 +5,7 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name
+from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..host.linear import backward
 from ..ops import linear
@@ -22,8 +23,9 @@ GATED = ("swiglu", "geglu")
 
 
 def _accepts(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> bool:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> bool:  # fmt: skip
     return (
         x.dtype == numpy.float32
         and dtype_name(weight.dtype) in _FORMATS
@@ -46,8 +48,9 @@ def _fields(
 
 
 def _forward(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> Any:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> Any:  # fmt: skip
     x, bias, residual = map(_packed, (x, bias, residual))
     outs = weight.shape[0]
     made = outs // 2 if activation in GATED else outs
@@ -59,7 +62,9 @@ def _forward(
     _linear(outs * x.size, *fields)
     if not recorded:
         return out, None
-    return out, (x, weight, None if bias is None else bias.dtype, inner, residual)
+    kept = x if needed(needs, 1) else None
+    bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
+    return out, (kept, weight, bias_dtype, inner, residual)
 
 
 def _packed(x: Any) -> Any:
@@ -68,7 +73,7 @@ def _packed(x: Any) -> Any:
 
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
-    *, activation: str | None = None,
+    *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
     """The same product of whatever ``x`` holds by then."""
     given = (x, bias, residual, out)

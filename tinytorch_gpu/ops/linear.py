@@ -3,21 +3,23 @@
 from typing import Any
 
 from ..backend import namespace, narrow, widen
-from ..core.op import OPS, op
+from ..core.op import OPS, needed, op
 from ..quantized import QuantizedMatrix
 from .elementwise import unbroadcast
 
 
 @op
 def linear(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> Any:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> Any:  # fmt: skip
     """``activation(x @ weight.T + bias) + residual``: (..., in) with weight (out, in) gives (..., out).
 
     ``activation`` names one of this package's (the gated ones halve the width); ``residual`` has
     the shape of the result. The weight may lie in memory either way round and may be stored in 16
     bits under a wider ``x``, or be a QuantizedMatrix, which gets no gradient; the product is
-    accumulated in float32 or wider, and the result has the dtype of ``x``.
+    accumulated in float32 or wider, and the result has the dtype of ``x``. A weight that needs no
+    gradient keeps no ``x`` for it.
     """
     inner = namespace(x).matmul(widen(x), widen(weight).T)
     if bias is not None:
@@ -26,25 +28,26 @@ def linear(
     if residual is not None:
         out = out + widen(residual)
     saved = None if activation is None else narrow(inner, x.dtype)
-    return narrow(out, x.dtype), (x, weight, None if bias is None else bias.dtype, saved, residual)
+    kept = x if needed(needs, 1) else None
+    bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
+    return narrow(out, x.dtype), (kept, weight, bias_dtype, saved, residual)
 
 
 @linear.backward
-def _(residuals: Any, dout: Any, *, activation: str | None = None) -> Any:
+def _(residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None) -> Any:
     x, weight, bias_dtype, saved, residual = residuals
-    xp = namespace(x)
+    xp = namespace(dout)
     dy = widen(dout)
     if activation is not None:
         (dy,) = OPS[activation].differentiate((widen(saved),), dy)
     dx = xp.matmul(dy, widen(weight))
-    rows = xp.reshape(dy, (-1, dy.shape[-1]))
-    dweight = None
-    if not isinstance(weight, QuantizedMatrix):
+    rows, dweight = xp.reshape(dy, (-1, dy.shape[-1])), None
+    if x is not None and not isinstance(weight, QuantizedMatrix):
         dweight = xp.matmul(rows.T, xp.reshape(widen(x), (-1, x.shape[-1])))
         dweight = narrow(dweight, weight.dtype)
     dbias = None if bias_dtype is None else narrow(xp.sum(rows, axis=0), bias_dtype)
     dresidual = None if residual is None else narrow(dout, residual.dtype)
-    return narrow(dx, x.dtype), dweight, dbias, dresidual
+    return narrow(dx, dout.dtype), dweight, dbias, dresidual
 
 
 @op

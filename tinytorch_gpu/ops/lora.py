@@ -1,0 +1,51 @@
+"""Low-rank adapters: a small trained product beside a large frozen one."""
+
+from typing import Any
+
+from ..backend import namespace, narrow, widen
+from ..core.op import needed, op
+
+
+@op
+def lora(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: Any = None) -> Any:
+    """``base`` (..., out) + ``scale * x a^T b^T`` in the columns of each span (LoRA: Hu et al. 2021).
+
+    ``x`` is (..., in); ``factors`` are a (r, in) and b (stop - start, r) of each of the ``spans``
+    (start, stop), which may not overlap; ``scales`` has a number for each. Nothing of the weight that made
+    ``base`` is needed, so it may be stored in any way. The result has the dtype of ``base``.
+    """
+    xp = namespace(base)
+    wide = widen(x)
+    out = xp.astype(base, widen(base[..., :0]).dtype, copy=True)
+    inner = []
+    for (start, stop), scale, a, b in _parts(factors, spans, scales):
+        low = xp.matmul(wide, widen(a).T) * scale
+        out[..., start:stop] = out[..., start:stop] + xp.matmul(low, widen(b).T)
+        inner.append(narrow(low, x.dtype))
+    return narrow(out, base.dtype), (x, *inner, *factors)
+
+
+@lora.backward
+def _(residuals: Any, dout: Any, *, spans: Any, scales: Any, needs: Any = None) -> Any:
+    x, inner, factors = residuals[0], residuals[1 : 1 + len(spans)], residuals[1 + len(spans) :]
+    xp = namespace(dout)
+    rows = xp.reshape(widen(x), (-1, x.shape[-1]))
+    dy = xp.reshape(dout, (-1, dout.shape[-1]))
+    dx = xp.zeros_like(rows) if needed(needs, 1) else None
+    gradients = []
+    for low, ((start, stop), scale, a, b) in zip(
+        inner, _parts(factors, spans, scales), strict=True
+    ):
+        part = widen(dy[:, start:stop])
+        dlow = xp.matmul(part, widen(b)) * scale
+        db = xp.matmul(part.T, xp.reshape(widen(low), (-1, low.shape[-1])))
+        gradients += [narrow(xp.matmul(dlow.T, rows), a.dtype), narrow(db, b.dtype)]
+        if dx is not None:
+            dx = dx + xp.matmul(dlow, widen(a))
+    dx = None if dx is None else narrow(xp.reshape(dx, x.shape), x.dtype)
+    return dout, dx, *gradients
+
+
+def _parts(factors: Any, spans: Any, scales: Any) -> Any:
+    """(span, scale, a, b) of each part."""
+    return zip(spans, scales, factors[::2], factors[1::2], strict=True)
