@@ -19,6 +19,10 @@ LAZY = {
     ("core.transformers", "generation"),
     ("core.attention", "generation.cache"),
     ("core.tokenization", "tokenizers"),
+    ("core.transformers", "profiler.course"),
+    ("core.attention", "profiler.course"),
+    ("core.embeddings", "profiler.course"),
+    ("core.tokenization", "profiler.course"),
 }
 
 

@@ -13,11 +13,15 @@ from .tensor import Tensor
 
 
 def __getattr__(name: str) -> Any:
-    """The course finds KVCache here; its home is ``generation``."""
+    """The course finds KVCache and AttentionProfiler here; their homes are ``generation`` and ``profiler``."""
     if name == "KVCache":
         from ..generation.cache import KVCache
 
         return KVCache
+    if name == "AttentionProfiler":
+        from ..profiler.course import AttentionProfiler
+
+        return AttentionProfiler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,6 +13,15 @@ from .module import Builder, Module, as_tensor, megabytes
 from .tensor import Tensor
 
 
+def __getattr__(name: str) -> Any:
+    """The course finds EmbeddingProfiler here; its home is ``profiler``."""
+    if name == "EmbeddingProfiler":
+        from ..profiler.course import EmbeddingProfiler
+
+        return EmbeddingProfiler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class Embedding(Module):
     """A table (vocab_size, embedding_dim) whose rows are looked up by token id.
 

@@ -1,4 +1,5 @@
-"""The course's names for tokenizers; their home is ``tinytorch_gpu.tokenizers``."""
+"""The course's names for tokenizers and their profiler; their homes are ``tinytorch_gpu.tokenizers`` and
+``tinytorch_gpu.profiler``."""
 
 from typing import Any
 
@@ -10,4 +11,8 @@ def __getattr__(name: str) -> Any:
         from .. import tokenizers
 
         return getattr(tokenizers, name)
+    if name == "TokenizationProfiler":
+        from ..profiler.course import TokenizationProfiler
+
+        return TokenizationProfiler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

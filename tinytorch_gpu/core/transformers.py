@@ -29,7 +29,9 @@ __all__ = ["LayerNorm", "PositionwiseFeedForward", "Transformer", "TransformerBl
 def __getattr__(name: str) -> Any:
     """The course finds TransformerProfiler here; its home is ``profiler``."""
     if name == "TransformerProfiler":
-        raise AttributeError("TransformerProfiler comes with the profiler, which is not there yet")
+        from ..profiler.course import TransformerProfiler
+
+        return TransformerProfiler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy
 
-from ..ops import rotary
+from ..ops.rotary import rotary
 from .buffers import plain
 
 # The factors made last: every layer of a step asks for the same ones. The arrays are held, so their

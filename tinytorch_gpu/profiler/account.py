@@ -17,7 +17,8 @@ FORWARD, BACKWARD, RECOMPUTE, UPDATE = "forward", "backward", "recompute", "upda
 
 @dataclass(frozen=True)
 class Row:
-    """What ``role`` costs in ``part`` of a model, in all ``calls`` together.
+    """What ``role`` costs in ``part`` of a model, in all ``calls`` together (an activation is part of the call
+    of a linear map, and counts none).
 
     ``layers`` is in how many layers it is (0: outside of them), ``direction`` forward, backward, recompute or
     update, ``op`` the operation.
@@ -124,7 +125,7 @@ def train_step(
 
 def _rows(calls: list[Call], direction: str, costs: Any) -> list[Row]:
     return [
-        Row(direction, call.part, role, _op(call, role), call.times,
+        Row(direction, call.part, role, _op(call, role), 0 if role == "activation" else call.times,
             0 if call.layer is None else call.times, cost * call.times)
         for call in calls
         for role, cost in costs(call)

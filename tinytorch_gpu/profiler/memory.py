@@ -5,10 +5,10 @@ maker needs for itself (``workspace``).
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from .calls import Array, Call, Pass, Setting, forward_calls, loss_calls
 from .lifetimes import Backward, Ledger, held, run_forward
+from .parameters import parameters
 from .workspace import rotary_factors, update_workspace
 
 PREFILL_CHUNK = 512  # generation feeds a prompt in parts of this many tokens
@@ -188,7 +188,7 @@ def _tables(setting: Setting, calls: list[Call]) -> int:
 def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMemory:
     """Memory of generating with ``batch`` rows of up to ``context`` tokens, the prompt fed in parts."""
     config = setting.config
-    weights = sum(w.nbytes for w in all_weights(setting))
+    weights = sum(part.nbytes for part in parameters(setting))
     per_token = 2 * config.kv_heads * config.head_size * setting.cache.bytes_per_weight
     cache = round(config.num_layers * batch * context * per_token)
     tokens = min(context, PREFILL_CHUNK)
@@ -225,8 +225,3 @@ def saved_bytes(setting: Setting, batch: int, tokens: int) -> dict[str, int]:
                 seen.add(array)
                 found[call.role] = found.get(call.role, 0) + array.nbytes
     return found
-
-
-def to_dict(memory: TrainingMemory | InferenceMemory) -> dict[str, Any]:
-    """Its numbers by name."""
-    return memory.to_dict()

@@ -19,10 +19,10 @@ from typing import Any
 import numpy
 
 from ..backend import to_numpy
-from ..checkpoint import save as save_model
 from ..checkpoint.files import read_json
 from ..checkpoint.safetensors_file import read_safetensors
 from ..checkpoint.save import flush, write_tensors
+from ..checkpoint.save import save as save_model
 
 ABOUT, METRICS, STATE, OPTIMIZER = (
     "training.json",
