@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy
 
-from . import nvtx
-from .backend import DEVICES, dtype_name, kind, named_dtype, namespace, to_numpy
+from .backend import DEVICES, dtype_name, kind, named_dtype, namespace
 
 
 class DeviceError(RuntimeError):
@@ -59,13 +58,8 @@ class Device:
             return values.moved_to(self)
         wanted = None if dtype is None else named_dtype(dtype)
         if kind(values) in DEVICES and self.kind != kind(values):
-            values = to_numpy(values)
-        parts = values if isinstance(values, list | tuple) else [values]
-        if self.kind not in DEVICES or any(kind(x) in DEVICES for x in parts):
-            return self.xp.asarray(values, dtype=wanted)
-        host = numpy.asarray(values, dtype=wanted)
-        with nvtx.span("h2d", "io", host.nbytes):
-            return self.xp.asarray(host)
+            values = values.get()
+        return self.xp.asarray(values, dtype=wanted)
 
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
         """Return how a weight (out, in) is best stored here: "C" row by row, "F" by columns."""

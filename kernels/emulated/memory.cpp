@@ -111,9 +111,9 @@ static void race(const void* at, const Cell& c, bool writes, bool with_write, in
     const char* across = clock < block_start ? " of another block" : "";
     char number[16] = "";
     if (argument >= 0) snprintf(number, sizeof number, " %d", argument);
-    fail(line, pc, "race: %s of %s%s after a %s by thread %d%s, with no barrier between",
+    fail(line, pc, "race: %s of %s%s after a %s by thread %d%s%s, with no barrier between",
          writes ? "write" : "read", where, number, with_write ? "write" : "read",
-         with_write ? c.writer : c.reader, across);
+         with_write ? c.writer : c.reader, !with_write && c.readers > 1 ? " and others" : "", across);
 }
 
 static void check_cell(Cell& c, const void* at, bool writes, uint8_t how, int line, const void* pc) {

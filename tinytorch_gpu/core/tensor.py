@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .. import nvtx
 from ..backend import dtype as dtype_called
 from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
@@ -207,7 +208,8 @@ class Tensor:
             place = device(target)
             if place == self.device:
                 return self
-            moved = wrap(place.asarray(self.data))
+            with nvtx.span("h2d" if place.kind == "cuda" else "d2h", "io", int(self.data.nbytes)):
+                moved = wrap(place.asarray(self.data))
             moved.requires_grad = self.requires_grad
             return moved
         wanted = float_dtype(target)

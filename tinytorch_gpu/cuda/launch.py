@@ -108,23 +108,27 @@ def packed(x: Any) -> Any:
 
 class Source:
     """A ``.cu`` file and the choices it is compiled for: ``switches`` names each ``-D`` and its
-    values, ``only`` drops combinations that no launcher asks for."""
+    values, ``only`` drops combinations that no launcher asks for. With ``text`` the source is that
+    and ``file`` what messages call it: a kernel written in a notebook."""
 
     def __init__(
-        self, file: str, only: Callable[[dict[str, Any]], bool] | None = None, **switches: Any
-    ):
+        self, file: str, only: Callable[[dict[str, Any]], bool] | None = None,
+        text: str | None = None, **switches: Any,
+    ):  # fmt: skip
         self.file, self.switches = file, {n: tuple(values) for n, values in switches.items()}
         combined = itertools.product(*self.switches.values())
         made = (dict(zip(self.switches, values, strict=True)) for values in combined)
         self.variants = [v for v in made if only is None or only(v)]
         self._known = {tuple(v.values()) for v in self.variants}
         self.kernels: dict[str, Kernel] = {}
-        SOURCES[file] = self
+        self._given = text
+        if text is None:
+            SOURCES[file] = self
 
     @functools.cached_property
     def text(self) -> str:
         """The source with its headers."""
-        return source(self.file)
+        return source(self.file) if self._given is None else f'#line 1 "{self.file}"\n{self._given}'
 
     @functools.cached_property
     def parameters(self) -> dict[str, list[Parameter]]:
