@@ -45,7 +45,9 @@ class Ours:
         from tinytorch_gpu.generation import Cache
 
         self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}"
-        self.model = tinytorch_gpu.Transformer.from_pretrained(files["shipped"], device="cpu")
+        self.model = tinytorch_gpu.Transformer.from_pretrained(
+            files["shipped"], device="cpu", dtype="float32"
+        )
         self.cache = Cache.for_model(self.model, 1, PREFILL + DECODE + 1)
 
     def prefill(self, ids: list[int]) -> float:

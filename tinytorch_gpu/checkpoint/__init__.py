@@ -1,10 +1,11 @@
-"""Model files: GGUF and safetensors to models, and models to safetensors."""
+"""Model files: GGUF and safetensors to models and back."""
 
 from .adapter import load_adapter, save_adapter
 from .errors import ModelFileError
 from .gguf import TensorInfo
 from .model_file import ModelFile, load, memory_needed, open_model
 from .save import save
+from .save_gguf import save_gguf
 
 __all__ = [
     "ModelFile",
@@ -16,4 +17,5 @@ __all__ = [
     "open_model",
     "save",
     "save_adapter",
+    "save_gguf",
 ]

@@ -8,6 +8,8 @@ COMMANDS = {
     "generate": "continue a prompt, token by token",
     "chat": "talk to a model",
     "train": "learn from text, or go on with a run",
+    "convert": "quantize; GGUF to a Hugging Face folder and back",
+    "bench": "how fast a model reads a prompt and writes",
     "inspect": "what a model file holds and would need, without loading it",
     "profile": "what the kernels do, counted on the emulated device",
     "doctor": "what is installed, what is missing, and how to fix it",
@@ -47,6 +49,8 @@ def build_parser(parser_class: type[argparse.ArgumentParser]) -> argparse.Argume
     _generate(parts["generate"])
     _chat(parts["chat"])
     _train(parts["train"])
+    _convert(parts["convert"])
+    _bench(parts["bench"])
     _inspect(parts["inspect"])
     _profile(parts["profile"])
     parts["doctor"].add_argument("--json", action="store_true", help="print one JSON object")
@@ -120,11 +124,55 @@ def _train(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--optimizer", choices=("adamw", "sgd"))
 
 
+def _convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="as for generate -m")
+    parser.add_argument("target", help="a file that ends in .gguf, or a folder for safetensors")
+    parser.add_argument(
+        "--dtype", type=storage, default="stored", choices=STORAGES[1:],
+        help="of the matrices (default: as they are; in a folder, blocks become float32)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", action="append", help="as for generate -m; repeatable")
+    add("-p", "--n-prompt", type=whole_list, default=[512], help="prompt tokens (default 512)")
+    add("-n", "--n-gen", type=whole_list, default=[128], help="tokens to write (default 128)")
+    add("-b", "--batch", type=whole_list, default=[1], help="rows at a time (default 1)")
+    add(
+        "-d",
+        "--n-depth",
+        type=whole_list,
+        default=[0],
+        help="tokens in the cache before (default 0)",
+    )
+    add("-t", "--threads", type=number(int, 1), help="threads (default: all it may use)")
+    add("-r", "--repetitions", type=number(int, 1), default=5, help="default 5")
+    add("--no-warmup", action="store_true", help="measure the first run too")
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or emulated")
+    add(
+        "--dtype",
+        type=storage_list,
+        default=["auto"],
+        help=f"of the weights: {', '.join(STORAGES)}",
+    )
+    add(
+        "--cache-dtype",
+        choices=CACHES,
+        help="of keys and values (default: that of the activations)",
+    )
+    add("-o", "--output", choices=("md", "json", "csv"), default="md", help="default md")
+
+
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="smollm2", help="as for generate -m")
     parser.add_argument("--batch", type=number(int, 1), default=1, help="rows (default 1)")
     parser.add_argument("--context", type=number(int, 1), help="tokens (default: all it can take)")
-    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="of the weights")
+    parser.add_argument(
+        "--dtype", type=storage, default="float32", choices=STORAGES, help="of the weights"
+    )
+    parser.add_argument("--cache-dtype", choices=CACHES, help="of keys and values")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -140,6 +188,29 @@ def _profile(parser: argparse.ArgumentParser) -> None:
 
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
+_BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+STORAGES = ("auto", "stored", *_DTYPES, *_BLOCKS)
+CACHES = ("float32", "float16", "bfloat16")
+_SHORT = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+
+
+def storage(text: str) -> str:
+    """The name of how weights are stored, in any case, or llama.cpp's name of it."""
+    return _SHORT.get(text.lower(), text.lower())
+
+
+def storage_list(text: str) -> list[str]:
+    """Several of them, with commas between."""
+    found = [storage(part) for part in text.split(",")]
+    for name in found:
+        if name not in STORAGES:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(STORAGES)}")
+    return found
+
+
+def whole_list(text: str) -> list[int]:
+    """Whole numbers with commas between."""
+    return [number(int, 0)(part) for part in text.split(",")]
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +222,16 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto (default), cpu, cuda, cuda:N or emulated"
     )
-    parser.add_argument("--dtype", default="float32", choices=_DTYPES, help="of the weights")
+    parser.add_argument(
+        "--dtype", type=storage, default="auto", choices=STORAGES, metavar="DTYPE",
+        help=f"of the weights: {', '.join(STORAGES)}. auto (default): as stored where the device multiplies "
+        "blocks as they are, else float32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache-dtype",
+        choices=CACHES,
+        help="of keys and values (default: that of the activations)",
+    )
 
 
 def _sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:

@@ -46,7 +46,7 @@ class Conversation:
 
     def __init__(self, session: Session, arguments: argparse.Namespace):
         self.session, self.arguments = session, arguments
-        self.cache = Cache.for_model(session.model, 1, arguments.context)
+        self.cache = Cache.for_model(session.model, 1, arguments.context, arguments.cache_dtype)
         self.reset()
 
     def reset(self) -> None:

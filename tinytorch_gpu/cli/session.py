@@ -93,6 +93,7 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "min_p": arguments.min_p or None,
         "repetition_penalty": arguments.repetition_penalty,
         "seed": arguments.seed,
+        "cache_dtype": arguments.cache_dtype,
     }
 
 

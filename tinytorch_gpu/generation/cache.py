@@ -40,13 +40,16 @@ class Cache:
         self._clear_plan()
 
     @classmethod
-    def for_model(cls, model: Any, batch: int = 1, capacity: int | None = None) -> "Cache":
-        """An empty cache for ``model``, by default for as many tokens as it can look back on."""
+    def for_model(
+        cls, model: Any, batch: int = 1, capacity: int | None = None, dtype: Any = None
+    ) -> "Cache":
+        """An empty cache for ``model``, by default for as many tokens as it can look back on, and in the
+        dtype that the model computes in."""
         config = model.config
         room = config.max_seq_length if capacity is None else min(capacity, config.max_seq_length)
         return cls(
             config.num_layers, batch, room, config.kv_heads, config.head_size, model.device,
-            compute_dtype(model.dtype, model.device.kind),
+            dtype or compute_dtype(model.dtype, model.device.kind),
         )  # fmt: skip
 
     def _clear_plan(self) -> None:

@@ -43,6 +43,7 @@ def generate(
     stream: bool = False,
     pad_id: int = 0,
     cache: Cache | None = None,
+    cache_dtype: Any = None,
 ) -> Any:
     """Continue prompts with up to ``max_new_tokens`` tokens each.
 
@@ -52,8 +53,9 @@ def generate(
     iterator of ``Step`` instead. ``temperature`` 0 is greedy; ``top_k``, ``top_p``, ``min_p`` and
     ``repetition_penalty`` as in ``Sampling``; a ``seed`` makes it repeatable on a device. With a
     ``cache`` the prompt continues what it holds, and the cache stays usable: it has all tokens but
-    the last one generated, and pad tokens after a row that stopped before the others. Bad arguments
-    are a ValueError at once.
+    the last one generated, and pad tokens after a row that stopped before the others; else
+    ``cache_dtype`` ("float16") says how keys and values are kept. Bad arguments are a ValueError at
+    once.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Real):
@@ -64,7 +66,9 @@ def generate(
         raise ValueError(f"pad_id must be a token id, not {pad_id!r}")
     prompts, ragged = _prompts(input_ids, model.config.vocab_size)
     sampler = Sampler(sampling, len(prompts), model.config.vocab_size, model.device, seed)
-    run = _Run(model, prompts, int(max_new_tokens), sampler, stop_tokens, pad_id, cache)
+    run = _Run(
+        model, prompts, int(max_new_tokens), sampler, stop_tokens, pad_id, cache, cache_dtype
+    )
     steps = run.steps()
     if stream:
         return steps
@@ -132,13 +136,14 @@ class _Run:
 
     def __init__(
         self, model: Any, prompts: list[Any], count: int, sampler: Sampler, stop_tokens: Any,
-        pad_id: int, cache: Cache | None,
+        pad_id: int, cache: Cache | None, cache_dtype: Any = None,
     ):  # fmt: skip
         self.model, self.prompts, self.sampler, self.pad_id = model, prompts, sampler, pad_id
         self.stop = _token_ids(stop_tokens)
         lengths = numpy.array([len(prompt) for prompt in prompts])
         room = model.config.max_seq_length
         self.cache: Any = cache
+        self.cache_dtype = cache_dtype
         held = numpy.zeros_like(lengths) if cache is None else cache.lengths
         if cache is not None and cache.batch != len(prompts):
             raise ValueError(f"the cache is for a batch of {cache.batch}, not {len(prompts)}")
@@ -170,7 +175,7 @@ class _Run:
     def _steps(self) -> Iterator[Step]:
         batch = len(self.prompts)
         if self.cache is None:
-            self.cache = Cache.for_model(self.model, batch, self.capacity)
+            self.cache = Cache.for_model(self.model, batch, self.capacity, self.cache_dtype)
         finished, count = self.left == 0, 0
         with no_grad(), nvtx.span("prefill", "phase", int(self.lengths.sum())):
             logits = self._prefill()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from ..backend import is_half, narrow
 from ..core.tensor import grad_enabled
 from ..ops import attention
 from ..special import append_rows
@@ -274,8 +275,9 @@ def cached(
     append_rows(keys, packed[:, :, heads:turned], starts)
     append_rows(values, packed[:, :, turned:], starts)
     firsts = None if isinstance(starts, int) else starts
+    known = (narrow(cache[:, :stop], packed.dtype) for cache in (keys, values))
     out, _ = _forward(
-        packed[:, :, :heads], keys[:, :stop], values[:, :stop], None, None, lengths, firsts,
+        packed[:, :, :heads], *known, None, None, lengths, firsts,
         causal=causal, window=window,
     )  # fmt: skip
     return out.reshape(*out.shape[:2], -1)
@@ -286,7 +288,8 @@ def accepts_cached(
     sin: Any = None, positions: Any = None, **options: Any,
 ) -> bool:  # fmt: skip
     """Whether ``cached`` takes these arguments."""
-    return plain(packed, keys, values) and (cos is None or 2 * cos.shape[1] == packed.shape[3])
+    held = plain(packed, keys, values) or (plain(packed) and is_half(keys) and is_half(values))
+    return held and (cos is None or 2 * cos.shape[1] == packed.shape[3])
 
 
 attention.maker("cpu", _forward, _backward, accepts=_accepts)

@@ -17,6 +17,8 @@ def _plan(
     batch, count, total, width = packed.shape
     if batch != 1 or count != 1 or isinstance(starts, int) or window is not None:
         return None
+    if keys.dtype != packed.dtype:
+        return None
     kv_heads, half = (total - heads) // 2, width // 2
     groups = heads // kv_heads
     turned = packed if cos is None else numpy.empty_like(packed)
