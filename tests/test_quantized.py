@@ -9,6 +9,7 @@ import pytest
 from tinytorch_gpu import Tensor, Transformer, TransformerConfig, backend, devices, no_grad, ops
 from tinytorch_gpu.core.op import OPS, reference_only
 from tinytorch_gpu.core.tensor import enable_grad
+from tinytorch_gpu.generation import Cache
 from tinytorch_gpu.quantized import (
     BLOCKED,
     Blocks,
@@ -280,3 +281,19 @@ def test_finer_formats_stand_in_where_rows_are_no_whole_blocks() -> None:
     assert name("q4_0", 48) == "float16"
     assert name("q4_0", 512, True) == "q6_k" and name("q4_0", 576, True) == "q8_0"
     assert name("q8_0", 512, True) == "q8_0"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("choices", [LLAMA, GPT2])
+def test_keys_and_values_in_16_bits(choices: Any, dtype: str) -> None:
+    model = tiny(**choices)
+    ids = np.random.default_rng(0).integers(0, 70, (2, 9))
+    caches = [Cache.for_model(model, 2, 20, kind) for kind in ("float32", dtype)]
+    assert 2 * caches[1].nbytes == caches[0].nbytes
+    with no_grad():
+        for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:]):
+            whole, short = (model(part, cache=cache).data for cache in caches)
+            assert short.dtype == np.float32
+            np.testing.assert_allclose(short, whole, atol=0.02 if dtype == "float16" else 0.1)
+    for prompt in (ids[0], ids):  # by a captured step, and without
+        assert model.generate(prompt, 6, temperature=0, cache_dtype=dtype).shape[-1] == 15

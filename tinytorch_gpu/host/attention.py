@@ -275,9 +275,9 @@ def cached(
     append_rows(keys, packed[:, :, heads:turned], starts)
     append_rows(values, packed[:, :, turned:], starts)
     firsts = None if isinstance(starts, int) else starts
-    known = (narrow(cache[:, :stop], packed.dtype) for cache in (keys, values))
+    keys, values = (narrow(cache[:, :stop], packed.dtype) for cache in (keys, values))
     out, _ = _forward(
-        packed[:, :, :heads], *known, None, None, lengths, firsts,
+        packed[:, :, :heads], keys, values, None, None, lengths, firsts,
         causal=causal, window=window,
     )  # fmt: skip
     return out.reshape(*out.shape[:2], -1)
