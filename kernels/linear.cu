@@ -6,10 +6,11 @@
 //
 // Layout: x (rows, width) in REAL; W in PARAM, outputs one after the other, each `pitch` bytes: dense numbers or
 // GGUF's blocks (quantized.cuh). A block holds x in shared memory. Each warp makes two outputs at a time:
-// neighbours, or with a gated activation output j and its gate, so that they meet in registers. Two,
+// neighbours, or with a gated activation output j and its gate. Two,
 // because then x is read from shared memory and widened half as often. Its lanes take 16 bytes of each row in
 // turn and add up by shuffles. Where there are too few outputs to give every warp of the device some, `split` of them
-// (two to eight) share a pair and meet in shared memory. All sums are made in a fixed order.
+// (two to eight) share a pair. The sums of all warps meet in shared memory, those of several turns at a time, where
+// neighbouring threads finish neighbouring outputs: whole sectors are written. All sums are made in a fixed order.
 //
 // Bytes: outs * pitch + rows * (width + 2 outs) * sizeof(REAL), each once, but x once per block; the launcher
 // starts as many blocks as the processors hold at once and no more. Loads under way in a processor: up to four of
@@ -22,12 +23,14 @@
 // tensor cores instead (linear_tensor.cu).
 //
 // Registers: two sums per row, 32 for sixteen rows (128 in all: two blocks of eight warps or one of sixteen), 64 for
-// dense weights of one or two rows (four blocks), 80 for blocks of weights (three). Shared memory: x, and for
-// blocks two kilobytes a warp or less.
+// dense weights of one or two rows (four blocks), 80 for blocks of weights (three). Shared memory: x, the
+// sums of four to sixteen turns (2 or 8 KB) and for blocks of weights two kilobytes a warp or less.
 #include "linear_ends.cuh"
 #include "quantized.cuh"
 
 #define FEW_BLOCKS STAGE<PARAM> ? 3 : 4  // a processor, of one or two rows
+#define FEW_TURNS 16                     // of a block's warps between two stores of what they have made
+#define MANY_TURNS 4
 
 // sums[output][row] += N weights of two outputs times the N elements of each row of x they belong to: neighbours,
 // or two halves apart.
@@ -122,7 +125,7 @@ struct Places {
     const REAL* xs;
     const unsigned char* weight;
     unsigned char* stage;
-    float* meeting;
+    float* sums;
     REAL* out;
     long long pitch;
 };
@@ -144,52 +147,58 @@ template <int ROWS> __device__ inline void dot_two(float (&mine)[2], int j, int 
         }
 }
 
-// Add up what the warps of a pair have, in their order; the first one gets it. Every other call uses the other
-// half of `meeting`, so that one barrier is enough.
-__device__ inline void meet(float (&mine)[2], float* meeting, Way way) {
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    meeting[warp * 64 + lane] = mine[0];
-    meeting[warp * 64 + 32 + lane] = mine[1];
-    __syncthreads();
-    if (way.part) return;
-    for (int w = warp + 1; w < warp + way.split; w++) {
-        mine[0] += meeting[w * 64 + lane];
-        mine[1] += meeting[w * 64 + 32 + lane];
-    }
-}
+// The sums that the warps of a block leave in `turns` turns, two a warp and row: sums[turn][row][2 warp + k]. A
+// row's begin in different banks.
+struct Board {
+    int rows, pitch;
 
-// Finish output j of a row of `outs`: with the next one, or gated by its other half.
-__device__ inline void put_two(const float (&sums)[2], int row, int j, int outs, REAL* out, After after) {
-    REAL* to = out + (long long)row * outs + j;
-    float one = finished(sums[0], sums[1], row, j, outs, after);
-    if (gated(after.activation) || j + 1 == outs) {
-        *to = narrow<REAL>(one);
-        return;
-    }
-    float two = finished(sums[1], 0.0f, row, j + 1, outs, after);
-    if (outs % 2 == 0) {
-        store<2>(to, {one, two});
-    } else {
-        to[0] = narrow<REAL>(one);
-        to[1] = narrow<REAL>(two);
+    __device__ int at(int turn, int row, int warp) const { return (turn * rows + row) * pitch + 2 * warp; }
+};
+
+// Finish what is on the board and write it, neighbouring outputs by neighbouring threads: whole sectors, where each
+// warp on its own would touch one for two outputs. What the `split` warps of a pair have is added up in their order.
+__device__ inline void write_outputs(Places at, Board board, int first, int turns, int split, Shapes s, After after) {
+    const int gate = gated(after.activation), outs = gate ? s.outs / 2 : s.outs, at_once = (blockDim.x >> 5) / split;
+    const int wide = gate ? at_once : 2 * at_once, step = gridDim.x * at_once;
+    for (int i = threadIdx.x; i < turns * s.rows * wide; i += blockDim.x) {
+        const int column = i % wide, row = i / wide % s.rows, turn = i / wide / s.rows;
+        const int pair = gate ? column : column >> 1, j = (first + turn * step) * (gate ? 1 : 2) + column;
+        if (j >= outs) continue;
+        const float* parts = at.sums + board.at(turn, row, pair * split) + (gate ? 0 : column & 1);
+        float sum = parts[0], up = gate ? parts[1] : 0.0f;
+        for (int w = 1; w < split; w++) {
+            sum += parts[2 * w];
+            if (gate) up += parts[2 * w + 1];
+        }
+        at.out[(long long)row * outs + j] = narrow<REAL>(finished(sum, up, row, j, outs, after));
     }
 }
 
 // Whether warps may share a pair: with blocks and many rows there are no registers left for it.
 template <int ROWS> constexpr bool SHARED = STAGE<PARAM> == 0 || ROWS <= 2;
 
-template <int ROWS> __device__ inline void all_outputs(Places at, Way way, Shapes s, After after) {
-    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    int warps = blockDim.x >> 5, at_once = warps / way.split, pairs = (s.outs + 1) / 2, turn = 0;
-    bool gate = gated(after.activation);
-    for (int first = blockIdx.x * at_once; first < pairs; first += gridDim.x * at_once, turn ^= 1) {
-        int pair = first + warp / way.split;
-        int j = gate ? pair : 2 * pair, other = gate ? pair + pairs : 2 * pair + 1;
+template <int ROWS, int TURNS> __device__ inline void all_outputs(Places at, Way way, Shapes s, After after) {
+    if (!SHARED<ROWS>) way = {0, 1, way.wide};
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, at_once = (blockDim.x >> 5) / way.split;
+    const int step = gridDim.x * at_once;
+    const bool gate = gated(after.activation);
+    int turn = 0;
+    for (int first = blockIdx.x * at_once; 2 * first < s.outs; first += step) {
+        const int pair = first + warp / way.split, half = s.outs / 2;
+        const int j = gate ? pair : 2 * pair, other = gate ? pair + half : 2 * pair + 1;
         float mine[2] = {0.0f, 0.0f};
-        if (pair < pairs) dot_two<ROWS>(mine, j, other, at, way, s);
-        if (SHARED<ROWS> && way.split > 1) meet(mine, at.meeting + turn * warps * 64, way);
-        if (pair >= pairs || way.part || lane >= s.rows) continue;
-        put_two(mine, lane, j, gate ? pairs : s.outs, at.out, after);
+        if (2 * pair < s.outs) dot_two<ROWS>(mine, j, other, at, way, s);
+        const Board board = {ROWS, 2 * (int)(blockDim.x >> 5) + 1};
+        if (lane < ROWS) {
+            float* to = at.sums + board.at(turn, lane, warp);
+            to[0] = mine[0];
+            to[1] = mine[1];
+        }
+        if (++turn < TURNS && 2 * (first + step) < s.outs) continue;
+        __syncthreads();
+        write_outputs(at, board, first - (turn - 1) * step, turn, way.split, s, after);
+        __syncthreads();
+        turn = 0;
     }
 }
 
@@ -203,9 +212,9 @@ __device__ inline void prepare(REAL* xs, const REAL* x, int padded, Shapes s, Be
 
 // The stages of the warps lie behind the rows of x.
 __device__ inline Places places(
-        REAL* xs, const void* weight, int padded, float* meeting, REAL* out, long long pitch, Shapes s) {
+        REAL* xs, const void* weight, int padded, float* sums, REAL* out, long long pitch, Shapes s) {
     unsigned char* stages = (unsigned char*)(xs + (long long)padded * s.room);
-    return {xs, (const unsigned char*)weight, stages + (threadIdx.x >> 5) * 2 * STAGE<PARAM>, meeting, out, pitch};
+    return {xs, (const unsigned char*)weight, stages + (threadIdx.x >> 5) * 2 * STAGE<PARAM>, sums, out, pitch};
 }
 
 __device__ inline Way way_of(const void* weight, int width, long long pitch, int split) {
@@ -220,16 +229,16 @@ extern "C" __global__ void __launch_bounds__(256, FEW_BLOCKS) linear_decode(
         const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
         int split, int norm, int norm_kind, int bias_kind, int activation) {
     extern __shared__ unsigned char memory[];
-    __shared__ float meeting[2 * 8 * 64];
+    __shared__ float sums[FEW_TURNS * 2 * (2 * 8 + 1)];
     Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
     int padded = rows;
     REAL* xs = (REAL*)memory;
     prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
-    Places at = places(xs, weight, padded, meeting, out, pitch, s);
+    Places at = places(xs, weight, padded, sums, out, pitch, s);
     Way way = way_of(weight, width, pitch, split);
     After after = {bias, residual, bias_kind, activation};
-    if (rows == 1) all_outputs<1>(at, way, s, after);
-    else all_outputs<2>(at, way, s, after);
+    if (rows == 1) all_outputs<1, FEW_TURNS>(at, way, s, after);
+    else all_outputs<2, FEW_TURNS>(at, way, s, after);
 }
 
 // Three to sixteen rows. Eight warps, or sixteen where there is work for so many: x is in each processor once.
@@ -239,15 +248,15 @@ extern "C" __global__ void __launch_bounds__(512, 1) linear_decode_many(
         const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
         int split, int norm, int norm_kind, int bias_kind, int activation) {
     extern __shared__ unsigned char memory[];
-    __shared__ float meeting[2 * 16 * 64];
+    __shared__ float sums[MANY_TURNS * 16 * (2 * 16 + 1)];
     Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
     int padded = rows <= 4 ? 4 : rows <= 8 ? 8 : 16;
     REAL* xs = (REAL*)memory;
     prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
-    Places at = places(xs, weight, padded, meeting, out, pitch, s);
+    Places at = places(xs, weight, padded, sums, out, pitch, s);
     Way way = way_of(weight, width, pitch, split);
     After after = {bias, residual, bias_kind, activation};
-    if (padded == 4) all_outputs<4>(at, way, s, after);
-    else if (padded == 8) all_outputs<8>(at, way, s, after);
-    else all_outputs<16>(at, way, s, after);
+    if (padded == 4) all_outputs<4, MANY_TURNS>(at, way, s, after);
+    else if (padded == 8) all_outputs<8, MANY_TURNS>(at, way, s, after);
+    else all_outputs<16, MANY_TURNS>(at, way, s, after);
 }

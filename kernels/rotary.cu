@@ -19,10 +19,10 @@ template <int EACH> struct Turning {
     __device__ void take(long long token, int head, int part) const {
         const bool turns = head < turned_heads;
         if (part >= parts_of<EACH>(width, turn, turns)) return;
-        const unsigned of = (unsigned)token, batch = turn.per_batch ? of / (unsigned)length : 0;
+        const unsigned of = (unsigned)token, batch = of / (unsigned)length;  // the launcher refuses more tokens
         const long long at = (token * heads + head) * width;
-        const unsigned place = turn.per_batch ? of - batch * length : of % (unsigned)length;
-        turn_part<EACH>(out + at, x + at, part, turn, turns, position_of(turn, (int)batch, (int)place));
+        const long long position = position_of(turn, (int)batch, (int)(of - batch * length));
+        turn_part<EACH>(out + at, x + at, part, turn, turns, position);
     }
 };
 

@@ -2,16 +2,18 @@
 
     python profiling/bench_kernels.py [--only norm ...] [--dtype float16] [--scale 1.0] [--save]
 
-Each kernel is first compared with its reference on the card. Times are medians of CUDA events over
-repeated launches after a warm-up; GB/s count the bytes that must move (tests/test_kernel_traffic.py), TFLOP/s the
-operations that must be done. The ceilings are measured first: a copy of 256 MB and a cuBLAS product. ``--scale``
-shrinks the shapes. ``--save`` writes profiling/results/kernels_gpu.json with the card's name, versions and date.
+Each kernel is first compared with its reference on the card; one that differs ends in an error. Times are medians of
+CUDA events, kernel and peer in turn, after a warm-up; GB/s count the bytes that must move (kernel_traffic.py), TFLOP/s
+the operations that must be done. The ceilings are measured first: a copy of 256 MB and a cuBLAS product. The peers are
+PyTorch's kernels, where it is installed, and cuBLAS. ``--scale`` shrinks the shapes. ``--save`` writes
+profiling/results/kernels_gpu.json with the card's name, versions and date.
 """
 
 import argparse
 import datetime
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from tinytorch_gpu.core.op import OPS, reference_only
 from tinytorch_gpu.core.tensor import no_grad
 
 RESULTS = Path(__file__).parent / "results" / "kernels_gpu.json"
+# How far a kernel may be from its reference in the same dtype, relative to the largest number.
+EQUAL = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 
 
 @dataclass
@@ -31,112 +35,207 @@ class Work:
 
     name: str
     ours: Any
+    check: Any  # by how much it differs from its reference; None where running it changes what it is given
     bytes: float
     operations: float
     peer: Any = None
-    check: Any = None
 
 
-def median_ms(cupy: Any, run: Any, repeats: int) -> float:
-    """The median time of ``run`` on the device."""
-    run(), run()
-    times = []
-    for _ in range(repeats):
-        start, end = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record()
+def median_ms(cupy: Any, runs: list[Any], repeats: int) -> list[float]:
+    """The median time of each of ``runs`` on the device, taken in turn: what slows one slows all."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs * 2:
         run()
-        end.record()
-        end.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(start, end))
-    return statistics.median(times)
+    for _ in range(repeats):
+        for run, of in zip(runs, times, strict=True):
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            of.append(cupy.cuda.get_elapsed_time(start, end))
+    return [statistics.median(of) for of in times]
 
 
 def ceilings(cupy: Any, repeats: int, dtype: str, scale: float) -> tuple[float, float]:
     """GB/s of a copy and TFLOP/s of a product, on this card."""
     a = cupy.zeros(int(2**26 * scale), dtype="float32")
     b = cupy.empty_like(a)
-    copy = 2 * a.nbytes / median_ms(cupy, lambda: cupy.copyto(b, a), repeats) / 1e6
     n = max(64, int(4096 * scale))
-    m = cupy.zeros((n, n), dtype=dtype)
-    product = 2 * n**3 / median_ms(cupy, lambda: m @ m, repeats) / 1e9
-    return copy, product
+    m = cupy.zeros((n, n), dtype="float32" if dtype == "bfloat16" else dtype)
+    copied, multiplied = median_ms(cupy, [lambda: cupy.copyto(b, a), lambda: m @ m], repeats)
+    return 2 * a.nbytes / copied / 1e6, 2 * n**3 / multiplied / 1e9
 
 
-def equal(op: str, *arrays: Any, **options: Any) -> Any:
-    """A check that an operation's kernel gives what its reference gives, both on the card."""
+def differ(made: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest expected number or to 1."""
+    pairs = zip(_arrays(made), _arrays(expected), strict=True)
+    return max(float(np.abs(m - e).max() / max(1.0, np.abs(e).max())) for m, e in pairs)
+
+
+def _arrays(x: Any) -> list[Any]:
+    if isinstance(x, tuple | list):
+        return [array for one in x for array in _arrays(one)]
+    data = getattr(x, "data", x) if hasattr(x, "requires_grad") else x
+    return [] if data is None else [data.get().astype(float)]
+
+
+def forward(name: str, *arrays: Any, **options: Any) -> tuple[Any, Any]:
+    """A launch of an operation that records nothing, and a check that its kernel gives what its reference
+    gives, both on the card."""
+
+    def run() -> Any:
+        with no_grad():
+            return OPS[name](*arrays, **options)
 
     def check() -> float:
-        with no_grad():
-            made = OPS[op](*arrays, **options)
-            with reference_only():
-                expected = OPS[op](*arrays, **options)
-        made, expected = (x[-1] if isinstance(x, tuple) else x for x in (made, expected))
-        difference = np.abs(made.data.get().astype(float) - expected.data.get().astype(float)).max()
-        return float(difference / max(1.0, np.abs(expected.data.get().astype(float)).max()))
+        made = run()
+        with reference_only():
+            return differ(made, run())
 
-    return check
+    return run, check
 
 
-def called(op: str, *arrays: Any, **options: Any) -> Any:
-    """A launch of an operation, recording nothing."""
-    operation = OPS[op]
+def backward(name: str, dout: Any, *arrays: Any, **options: Any) -> tuple[Any, Any]:
+    """The same of the backward half of an operation."""
+    op = OPS[name]
+    saved = op.makers["cuda"].forward(*arrays, **options)[1]
 
-    def run() -> None:
-        with no_grad():
-            operation(*arrays, **options)
+    def run() -> Any:
+        return op.makers["cuda"].backward(saved, dout, **options)
 
-    return run
+    def check() -> float:
+        kept = op.reference(*arrays, **options)[1]
+        return differ(run(), op.reference_backward(kept, dout, **options))
+
+    return run, check
 
 
-def works(place: Any, dtype: str, scale: float) -> list[Work]:
-    """The shapes: GPT-2 and LLaMA sized, for training and for a decode step."""
-    random, size = np.random.default_rng(0), backend.dtype(dtype).itemsize
-    torch = _torch()
+class Bench:
+    """Arrays of one dtype on a card, and what PyTorch does with the same memory."""
 
-    def array(*shape: int) -> Any:
-        return place.asarray(random.standard_normal(shape).astype(backend.dtype(dtype)))
+    def __init__(self, place: Any, dtype: str, scale: float):
+        self.place, self.dtype, self.scale = place, dtype, scale
+        self.size, self.random = backend.dtype(dtype).itemsize, np.random.default_rng(0)
+        self.torch = _torch()
 
-    def peer(function: Any, *arrays: Any) -> Any:
-        if torch is None or dtype == "bfloat16":
+    def array(self, *shape: int) -> Any:
+        values = self.random.standard_normal(shape, np.float32).astype(backend.dtype(self.dtype))
+        return self.place.asarray(values)
+
+    def scaled(self, count: int, least: int = 64) -> int:
+        """``count`` times the scale, a multiple of 64."""
+        return max(least, int(count * self.scale) // 64 * 64)
+
+    def peer(self, function: Any, *arrays: Any, dout: Any = None) -> Any:
+        """What runs ``function(torch, *tensors)``, or with ``dout`` its backward alone."""
+        torch = self.torch
+        if torch is None:
             return None
-        tensors = [torch.from_dlpack(a) for a in arrays]
-        return lambda: function(torch, *tensors)
+        tensors = [self._tensor(a) for a in arrays]
+        if dout is None:
+            return lambda: function(torch, *tensors)
+        leaves = [t.requires_grad_() for t in tensors]
+        made, gradient = function(torch, *leaves), self._tensor(dout)
+        return lambda: torch.autograd.grad(made, leaves, gradient, retain_graph=True)
 
-    rows, width = max(8, int(8192 * scale)), max(64, int(4096 * scale) // 64 * 64)
-    x, weight, bias = array(rows, width), array(width), array(width)
-    made = [
-        Work("layer_norm", called("layer_norm", x, weight, bias), 2 * x.nbytes, 8 * x.size,
-             peer(lambda t, x, w, b: t.nn.functional.layer_norm(x, x.shape[-1:], w, b), x, weight, bias),
-             equal("layer_norm", x, weight, bias)),
-        Work("rms_norm", called("rms_norm", x, weight), 2 * x.nbytes, 6 * x.size, None,
-             equal("rms_norm", x, weight)),
-        Work("gelu_tanh", called("gelu_tanh", x), 2 * x.nbytes, 10 * x.size,
-             peer(lambda t, x: t.nn.functional.gelu(x, approximate="tanh"), x), equal("gelu_tanh", x)),
-    ]  # fmt: skip
-    heads, length, head = 16, max(64, int(2048 * scale)), 64
-    q, k, v = (array(2, length, heads, head) for _ in "qkv")
-    operations = 2 * 2 * 2 * heads * length * length * head / 2
-    made.append(Work(
-        "attention, causal", called("attention", q, k, v, causal=True), 4 * q.nbytes, operations,
-        peer(lambda t, q, k, v: t.nn.functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True), q, k, v),
-        equal("attention", q, k, v, causal=True)))  # fmt: skip
-    for batch in (1, 8):
-        one, matrix = array(batch, width), array(4 * width, width)
-        made.append(Work(f"linear, {batch} rows", called("linear", one, matrix), matrix.nbytes, 2 * batch * matrix.size,
-                         peer(lambda t, x, w: x @ w.T, one, matrix), equal("linear", one, matrix)))  # fmt: skip
-    keys = max(64, int(8192 * scale))
-    packed, cache = array(1, 1, 48, 128), [array(1, keys, 8, 128) for _ in "kv"]
-    options = {"heads": 32, "stop": keys}
-    given = (packed, *cache, keys - 1, None)
-    made.append(Work("cached attention", called("cached_attention", *given, **options), 2 * keys * 8 * 128 * size,
-                     4 * keys * 32 * 128, None, equal("cached_attention", *given, **options)))  # fmt: skip
-    logits, targets = array(max(8, int(2048 * scale)), 50257), None
-    targets = place.asarray(np.arange(logits.shape[0]))
-    made.append(Work("cross_entropy", called("cross_entropy", logits, targets), logits.nbytes, 4 * logits.size,
-                     peer(lambda t, x, y: t.nn.functional.cross_entropy(x, y), logits, targets),
-                     equal("cross_entropy", logits, targets)))  # fmt: skip
-    return made
+    def _tensor(self, x: Any) -> Any:
+        if x.dtype == backend.dtype("bfloat16"):
+            return self.torch.from_dlpack(x.view("int16")).view(self.torch.bfloat16)
+        return self.torch.from_dlpack(x)
+
+    def norms(self) -> Iterator[Work]:
+        rows, width = self.scaled(8192), self.scaled(4096)
+        x, dout, weight, bias = (
+            self.array(*s) for s in ((rows, width), (rows, width), (width,), (width,))
+        )
+        layer = lambda t, x, w, b: t.nn.functional.layer_norm(x, x.shape[-1:], w, b)  # noqa: E731
+        yield Work("layer_norm", *forward("layer_norm", x, weight, bias), 2 * x.nbytes, 8 * x.size,
+                   self.peer(layer, x, weight, bias))  # fmt: skip
+        yield Work("layer_norm, backward", *backward("layer_norm", dout, x, weight, bias), 3 * x.nbytes,
+                   14 * x.size, self.peer(layer, x, weight, bias, dout=dout))  # fmt: skip
+        yield Work("rms_norm", *forward("rms_norm", x, weight), 2 * x.nbytes, 6 * x.size)
+        yield Work("gelu_tanh", *forward("gelu_tanh", x), 2 * x.nbytes, 10 * x.size,
+                   self.peer(lambda t, x: t.nn.functional.gelu(x, approximate="tanh"), x))  # fmt: skip
+
+    def attentions(self) -> Iterator[Work]:
+        heads, length, head = 16, self.scaled(2048), 64
+        q, k, v, dout = (self.array(2, length, heads, head) for _ in range(4))
+        operations = 2 * 2 * 2 * heads * length * length * head / 2
+
+        def peer(t: Any, q: Any, k: Any, v: Any) -> Any:
+            turned = (x.transpose(1, 2) for x in (q, k, v))
+            return t.nn.functional.scaled_dot_product_attention(*turned, is_causal=True).transpose(
+                1, 2
+            )
+
+        yield Work("attention, causal", *forward("attention", q, k, v, causal=True), 4 * q.nbytes,
+                   operations, self.peer(peer, q, k, v))  # fmt: skip
+        yield Work("attention, backward", *backward("attention", dout, q, k, v, causal=True), 8 * q.nbytes,
+                   2.5 * operations, self.peer(peer, q, k, v, dout=dout))  # fmt: skip
+        keys = self.scaled(8192)
+        packed, cache = self.array(1, 1, 48, 128), [self.array(1, keys, 8, 128) for _ in "kv"]
+        given, options = (packed, *cache, keys - 1, None), {"heads": 32, "stop": keys}
+        yield Work("cached attention", *forward("cached_attention", *given, **options),
+                   2 * keys * 8 * 128 * self.size, 4 * keys * 32 * 128)  # fmt: skip
+
+    def linears(self) -> Iterator[Work]:
+        """Beside cuBLAS through CuPy; there is no such peer of quantized weights."""
+        width = self.scaled(4096)
+        outs, matrix = 4 * width, self.array(4 * width, width)
+        for rows in (1, 2, 8, 16):
+            x = self.array(rows, width)
+            product = None if self.dtype == "bfloat16" else lambda x=x: x @ matrix.T
+            yield Work(f"linear, {rows} rows", *forward("linear", x, matrix), matrix.nbytes,
+                       2 * rows * matrix.size, product)  # fmt: skip
+            for name, each in (("q8_0", 34), ("q4_0", 18)):
+                blocks = np.zeros((outs, width // 32, each), np.uint8)
+                blocks[:, :, :2] = np.full(1, 0.01, np.float16).view(np.uint8)
+                blocks[:, :, 2:] = self.random.integers(0, 256, blocks[:, :, 2:].shape, np.uint8)
+                raw = self.place.asarray(blocks.reshape(outs, -1))
+                yield Work(f"{name}, {rows} rows", *quantized(x, raw, name, blocks), blocks.size,
+                           2 * rows * width * outs)  # fmt: skip
+
+    def ends(self) -> Iterator[Work]:
+        """The loss, the optimizer, the next token."""
+        logits, asarray = self.array(self.scaled(2048), 50257), self.place.asarray
+        targets = asarray(np.arange(logits.shape[0]))
+        yield Work("cross_entropy", *forward("cross_entropy", logits, targets), logits.nbytes, 4 * logits.size,
+                   self.peer(lambda t, x, y: t.nn.functional.cross_entropy(x, y), logits, targets))  # fmt: skip
+        count = self.scaled(1 << 24)
+        param, grad = self.array(count), self.array(count)
+        moments = [self.place.zeros(count, "float32") for _ in range(2)]
+        given = (
+            param,
+            grad,
+            *moments,
+            None,
+            *(asarray(np.float32(1e-3)), asarray(np.int64(1)), asarray(np.float32(1))),
+        )
+        run = lambda: OPS["adamw"].makers["cuda"].forward(*given)  # noqa: E731
+        yield Work("adamw", run, None, 3 * param.nbytes + 16 * count, 20 * count)
+        rows = [np.full(1, v, d) for v, d in ((0.8, "f4"), (50, "i8"), (0.9, "f4"), (0.0, "f4"))]
+        given_rows = (*map(asarray, rows), asarray(np.array([1, 2], np.uint64)))
+        yield Work(
+            "sample", *forward("sample", logits[:1], *given_rows), logits[:1].nbytes, 10 * 50257
+        )
+
+
+def quantized(x: Any, raw: Any, name: str, blocks: Any) -> tuple[Any, Any]:
+    """A product with GGUF's blocks, and a check by the weights that they are."""
+    from tinytorch_gpu.checkpoint.quantization import FORMATS
+    from tinytorch_gpu.cuda.linear import quantized_linear
+
+    def run() -> Any:
+        return quantized_linear(x, raw, name)
+
+    def check() -> float:
+        weight = FORMATS[name.upper()].decode(blocks.reshape(-1, blocks.shape[-1]))
+        expected = x.get().astype(np.float32) @ weight.reshape(len(blocks), -1).T
+        made = run().get().astype(float)
+        return float(np.abs(made - expected).max() / max(1.0, np.abs(expected).max()))
+
+    return run, check
 
 
 def _torch() -> Any:
@@ -162,16 +261,22 @@ def main() -> None:
     copy, product = ceilings(cupy, arguments.repeats, arguments.dtype, arguments.scale)
     print(f"{name}: copy {copy:.0f} GB/s, {arguments.dtype} product {product:.1f} TFLOP/s")
     rows = []
-    for work in works(place, arguments.dtype, arguments.scale):
+    bench = Bench(place, arguments.dtype, arguments.scale)
+    for work in (
+        w for part in (bench.norms, bench.attentions, bench.linears, bench.ends) for w in part()
+    ):
         if arguments.only and not work.name.startswith(tuple(arguments.only)):
             continue
-        off = work.check()
-        ms = median_ms(cupy, work.ours, arguments.repeats)
-        peer = None if work.peer is None else median_ms(cupy, work.peer, arguments.repeats)
+        off = work.check() if work.check else 0.0
+        if not off <= EQUAL[arguments.dtype]:
+            raise SystemExit(f"{work.name} is not what its reference is: off by {off:.1e}")
+        runs = [work.ours] if work.peer is None else [work.ours, work.peer]
+        ms, *peers = median_ms(cupy, runs, arguments.repeats)
+        peer = peers[0] if peers else None
         row = {"name": work.name, "ms": ms, "gb_s": work.bytes / ms / 1e6, "tflop_s": work.operations / ms / 1e9,
                "peer_ms": peer, "relative_error": off}  # fmt: skip
         rows.append(row)
-        beside = "" if peer is None else f", {peer / ms:.2f} x PyTorch's speed"
+        beside = "" if peer is None else f", {peer / ms:.2f} x the peer's speed"
         print(f"{work.name:20} {ms:8.3f} ms  {row['gb_s']:7.0f} GB/s ({row['gb_s'] / copy:.0%})  "
               f"{row['tflop_s']:6.1f} TFLOP/s ({row['tflop_s'] / product:.0%}), off by {off:.1e}{beside}")  # fmt: skip
     if arguments.save:

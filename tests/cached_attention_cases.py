@@ -45,6 +45,7 @@ CACHED: list[Case] = [
     # Splits of the keys.
     _case("three splits", 1, 1, 4, 2, 8, 400, 389, 388, rotated=8),
     _case("one key more than a split", 1, 1, 2, 2, 8, 70, 65, 64),
+    _case("more sums of splits than threads", 1, 1, 8, 1, 128, 300, 290, 289),
     _case("splits of rows apart", 2, 1, 6, 2, 16, 300, 300, [40, 290], [41, 291], rotated=8),
     _case("a row of no keys", 2, 1, 2, 1, 8, 300, 270, [0, 269], [0, 270]),
     _case("no keys at all", 2, 1, 2, 1, 8, 80, 70, [0, 6], [0, 0]),

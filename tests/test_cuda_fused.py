@@ -64,6 +64,18 @@ def test_loss_and_gradient_refuse_what_no_kernel_takes() -> None:
         loss_makers.cross_entropy_with_gradient(logits, targets, out=EMULATED.zeros((3, 2)))
 
 
+@pytest.mark.parametrize("target", [-1, 5])
+def test_a_target_outside_the_classes_is_not_a_number(target: int) -> None:
+    """The caller has excluded it where the host knows the targets; no other memory is read."""
+    logits, targets = there(np.ones((2, 5), np.float32)), there(np.array([target, 0]))
+    loss, gradient = loss_makers.cross_entropy_with_gradient(logits, targets)
+    assert np.isnan(loss.get())
+    np.testing.assert_allclose(gradient.get()[1], [-0.4, 0.1, 0.1, 0.1, 0.1], rtol=1e-6)
+    options = {"ignore_index": -100, "label_smoothing": 0.0}
+    forward = OPS["cross_entropy"].makers["cuda"].forward(logits, targets, **options)
+    assert np.isnan(forward[0].get())
+
+
 # --- tokens and positions -----------------------------------------------------------------------
 
 
@@ -80,6 +92,14 @@ def test_embed_adds_positions(width: int, dtype: str, batched: bool) -> None:
                  dtype=np.dtype("float32"), scale=2.0)  # fmt: skip
     expected = 2 * _wide(table)[ids] + _wide(positions)[places]
     np.testing.assert_allclose(made.get(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_an_id_outside_the_table_is_not_a_number(wrong: int) -> None:
+    table = there(np.ones((3, 8), np.float32))
+    for ids, places in (([0, wrong], [0, 1]), ([0, 2], [0, wrong])):
+        made = embed(there(np.array(ids)), table, there(np.array(places)), table).get()
+        assert (made[0] == 2).all() and np.isnan(made[1]).all()
 
 
 def test_embed_refuses_what_does_not_fit() -> None:

@@ -38,6 +38,8 @@ def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
         (1, 32, 3, None), (1, 576, 33, None), (2, 64, 6, "swiglu"), (3, 1088, 5, "relu"),
         (5, 96, 40, "geglu"), (16, 160, 8, None), (1, 2048, 18, "swiglu"), (2, 4096, 5, None),
         (7, 1056, 300, "silu"),
+        # More turns of the blocks than their sums are kept for.
+        (1, 32, 3101, "relu"), (5, 32, 1100, "geglu"), (16, 64, 600, None),
     ],
 )  # fmt: skip
 def test_quantized_weights(

@@ -44,8 +44,8 @@ _ACTIVATIONS = {
 _GATED = ("swiglu", "geglu")
 _NORMS = {None: 0, "layer": 1, "rms": 2}
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
-# Bytes of shared memory: for the tensor cores' sums of 8 rows, and static ones.
-_SUMS, _STATIC = WARPS * 8 * 20 * 4, 2 * 2 * WARPS * 64 * 4
+# Bytes of shared memory: for the tensor cores' sums of 8 rows, and static ones for the other kernels' sums.
+_SUMS, _STATIC = WARPS * 8 * 20 * 4, 4 * MOST_ROWS * (2 * 2 * WARPS + 1) * 4
 
 
 def decode_linear(

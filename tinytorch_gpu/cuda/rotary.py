@@ -1,6 +1,5 @@
 """Launches of kernels/rotary.cu."""
 
-import math
 from typing import Any
 
 from ..backend import dtype_name, namespace
@@ -60,7 +59,7 @@ def _accepts(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = 
     if len(x.shape) != 4 or not is_element(x) or not takes_tables(cos, sin, positions, x.shape[3]):
         return False
     fits = positions.shape in ((x.shape[1],), (x.shape[0], x.shape[1]))
-    return fits and math.prod(x.shape) < 2**62
+    return fits and x.shape[0] * x.shape[1] < 2**31 and x.shape[2] * x.shape[3] < 2**31
 
 
 rotary.maker("cuda", _forward, _backward, accepts=_accepts)
