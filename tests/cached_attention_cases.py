@@ -46,6 +46,7 @@ CACHED: list[Case] = [
     _case("three splits", 1, 1, 4, 2, 8, 400, 389, 388, rotated=8),
     _case("one key more than a split", 1, 1, 2, 2, 8, 70, 65, 64),
     _case("more sums of splits than threads", 1, 1, 8, 1, 128, 300, 290, 289),
+    _case("splits of three sets of queries", 2, 1, 20, 1, 8, 400, 390, [200, 389], [201, 390], rotated=8),
     _case("splits of rows apart", 2, 1, 6, 2, 16, 300, 300, [40, 290], [41, 291], rotated=8),
     _case("a row of no keys", 2, 1, 2, 1, 8, 300, 270, [0, 269], [0, 270]),
     _case("no keys at all", 2, 1, 2, 1, 8, 80, 70, [0, 6], [0, 0]),

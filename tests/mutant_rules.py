@@ -1,5 +1,6 @@
 """How to break a kernel: small changes of one line, of the kinds that happen, and those that change nothing."""
 
+import functools
 import hashlib
 import random
 import re
@@ -103,6 +104,12 @@ EQUIVALENT: list[tuple[str, str]] = [
     ("stop < end && !has_fresh", "the first keys are read a little later: slower only"),
     ("turned_heads > heads), turning", "threads for parts that no turned head has: they leave"),
     ("4 * blockDim.x / (size)", "a head of no elements is never launched"),
+    ("4 * blockDim.x / (1u)", "a block takes more tokens at a time"),
+    ("(first + step) < s.outs) ;", "sums are written at every turn: slower only"),
+    (
+        "if (place.group < 32) return;",
+        "the sum of a warp goes through shared memory too: slower only",
+    ),
 ]
 
 
@@ -125,6 +132,7 @@ class Mutant:
         return hashlib.sha256(f"{self}\0{texts}".encode()).hexdigest()[:24]
 
 
+@functools.cache
 def _with_headers(file: str) -> str:
     text = (KERNELS / file).read_text(encoding="utf-8")
     return text + "".join(map(_with_headers, re.findall(r'#include "([\w.]+)"', text)))
@@ -151,6 +159,7 @@ def equivalent(mutant: Mutant) -> str | None:
     return next((why for part, why in EQUIVALENT if part in str(mutant)), None)
 
 
+@functools.cache
 def includers(file: str) -> list[str]:
     """The ``.cu`` files that a file is part of."""
     if file.endswith(".cu"):
@@ -160,14 +169,14 @@ def includers(file: str) -> list[str]:
     return sorted({cu for name in direct for cu in includers(name)})
 
 
-def in_turn(files: list[str], seed: int) -> Iterator[Mutant]:
+def in_turn(files: list[str], seed: int, rule: str = "") -> Iterator[Mutant]:
     """All mutants but the equivalent ones, one of each file and rule before the next of any; the same
     order for the same seed."""
     draw = random.Random(seed)
     groups: dict[tuple[str, str], list[Mutant]] = {}
     for file in files:
         for mutant in mutants(file):
-            if equivalent(mutant) is None:
+            if rule in mutant.rule and equivalent(mutant) is None:
                 groups.setdefault((file, mutant.rule), []).append(mutant)
     keys = sorted(groups)
     draw.shuffle(keys)

@@ -1,12 +1,12 @@
 """The test of the tests: faulty variants of the kernels, which the suite must catch.
 
-    python tests/mutants.py [--count 160] [--seed 0] [--file norm.cu ...] [--resume FILE] [--save]
+    python tests/mutants.py [--count 160] [--seed 0] [--file norm.cu ...] [--rule NAME] [--resume FILE] [--save]
 
 Each mutant is one small change of one line (``mutant_rules.py``): a barrier dropped, a bound off by one, a
 stride, a mask, a shuffle changed... The tests of that kernel run on the emulated device with the changed
 copy (``TINYTORCH_KERNELS``); a mutant that passes them all has survived, one that does not compile is none.
-With ``--resume`` what was found for the same kernels (and of survivors, the same tests) is kept in a file and
-not tried again. ``--save`` writes profiling/results/mutants.md. Changes that alter nothing but speed, or
+With ``--resume`` what was found is kept in a file: it counts, and is not tried again while the kernels (and of
+survivors, the tests) are the same. ``--save`` writes profiling/results/mutants.md. Changes that alter nothing but speed, or
 nothing at all, are listed in EQUIVALENT with the reason. Needs a system that forks.
 """
 
@@ -173,7 +173,9 @@ def tried(
 ) -> Iterator[tuple[Mutant, str, float]]:
     """Mutants, by what each was caught, and the seconds it took, as they end."""
     stages = {file: stages_of(file) for file in files}
-    queue = in_turn([file for file in files if stages[file]], arguments.seed)
+    in_order = in_turn([file for file in files if stages[file]], arguments.seed, arguments.rule)
+    # Whatever was tried before counts, caught or not.
+    queue = iter(sorted(in_order, key=lambda m: m.key() not in ledger.found))
     left, running = arguments.count, list[Run]()
     prepare(stages)
     with tempfile.TemporaryDirectory() as cache:
@@ -229,6 +231,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", nargs="*")
+    parser.add_argument("--rule", default="", help="a part of the names of the rules to use")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=1200, help="seconds for one mutant's tests")
     parser.add_argument("--resume", type=Path, help="a file that remembers what was found")

@@ -88,6 +88,7 @@ def test_a_norm_in_front(
         )
     )  # fmt: skip
     x[0] += 3  # a mean that matters
+    x[1:] *= 1e-3  # and an epsilon
     shift_given = shift if kind == "layer" else None
     linear = OPS["linear"].reference
 
