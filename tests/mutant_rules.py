@@ -56,7 +56,7 @@ RULES: list[tuple[str, str, str]] = [
     ("shuffle by half", r"__shfl_xor_sync\(FULL_WARP, ([^;]+), (\w+)\)", r"__shfl_xor_sync(FULL_WARP, \1, \2 / 2)"),
     ("shuffle the other way", r"__shfl_up_sync", "__shfl_down_sync"),
     ("reduction begins late", r"step = 16;", "step = 8;"),
-    ("forget to accumulate", r"(?<![<>=!+\-*/|&^]) \+= ", " = "),
+    ("forget to accumulate", r"(?<![<>=!+\-*/|&^]) \+= (?=[^();]*(?:\([^()]*\)[^();]*)*;)", " = "),
     ("forget the sum so far", rf"fmaf\(([^;]+), ({_VALUE})\);", r"fmaf(\1, 0.0f);"),
     ("subtract instead", r"(\w|\)|\]) \+ (\w+\b)(?!\()", r"\1 - \2"),
     ("add instead", r"(\w|\)|\]) - (\w+)", r"\1 + \2"),

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -81,20 +82,16 @@ class Run:
     folder: Path
     began: float
 
-    def ended(self, limit: float) -> str | None:
+    def ended(self) -> str | None:
         """By what the tests fail with it ("" for not at all); None while they run. A hang counts."""
         done, status = os.waitpid(self.process, os.WNOHANG)
-        seconds = time.monotonic() - self.began
-        if not done and seconds < limit:
-            return None
         if not done:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
-            return "hangs"
+            return None
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return ""
+        if code == -signal.SIGXCPU:
+            return "hangs"
         if code < 0:
             return f"dies of signal {-code}"
         text = (self.folder / "output").read_text(encoding="utf-8", errors="replace")
@@ -106,8 +103,8 @@ class Run:
         return said[0][1:].strip()[:100] if said else "fails"
 
 
-def start(mutant: Mutant, stages: list[list[str]], cache: str) -> Run:
-    """Fork a process that runs the stages with the mutant until one fails."""
+def start(mutant: Mutant, stages: list[list[str]], cache: str, limit: int) -> Run:
+    """Fork a process that runs the stages with the mutant until one fails, with so many seconds of a processor."""
     folder = Path(tempfile.mkdtemp(prefix="mutant"))
     copy = folder / "kernels"
     shutil.copytree(KERNELS, copy)
@@ -120,7 +117,7 @@ def start(mutant: Mutant, stages: list[list[str]], cache: str) -> Run:
         return Run(mutant, process, folder, time.monotonic())
     code: int = 3
     try:
-        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         with (folder / "output").open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
@@ -187,12 +184,12 @@ def tried(
                     break
                 how = ledger.get(mutant)
                 if how is None:
-                    running.append(start(mutant, stages[mutant.file], cache))
+                    running.append(start(mutant, stages[mutant.file], cache, arguments.limit))
                 elif how != STILLBORN:
                     left -= 1
                     yield mutant, how, 0.0
             for run in list(running):
-                how = run.ended(arguments.limit)
+                how = run.ended()
                 if how is None:
                     continue
                 running.remove(run)
@@ -233,7 +230,9 @@ def main() -> None:
     parser.add_argument("--file", nargs="*")
     parser.add_argument("--rule", default="", help="a part of the names of the rules to use")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=1200, help="seconds for one mutant's tests")
+    parser.add_argument(
+        "--limit", type=int, default=600, help="seconds of a processor for a mutant's tests"
+    )
     parser.add_argument("--resume", type=Path, help="a file that remembers what was found")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
