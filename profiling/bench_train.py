@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,26 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "Versions: " + "; ".join(sorted(versions)) + "."])
 
 
+class Stopwatch:
+    """An NVTX domain that adds up calls and seconds by name."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[float]] = {}
+        self.open: list[tuple[str, float]] = []
+
+    def get_event_attributes(self, message: str, color: str, category: str) -> Any:
+        return types.SimpleNamespace(message=message, payload=None)
+
+    def push_range(self, attributes: Any) -> None:
+        self.open.append((attributes.message, time.perf_counter()))
+
+    def pop_range(self) -> None:
+        name, start = self.open.pop()
+        found = self.spent.setdefault(name, [0, 0.0])
+        found[0] += 1
+        found[1] += time.perf_counter() - start
+
+
 def profile(name: str, threads: int, steps: int) -> str:
     """Seconds of a step by operation, forward and backward."""
     import numpy
@@ -288,31 +309,17 @@ def profile(name: str, threads: int, steps: int) -> str:
     random = numpy.random.default_rng(0)
     batches = random.integers(0, engine.vocab, (steps + 1, 2, recipe.batch, recipe.length))
     engine.step(*batches[0])
-    spent: dict[str, list[float]] = {}
-    span, was_on = nvtx.span, nvtx.on
-
-    class Timed:
-        def __init__(self, name: str, *rest: Any):
-            self.name = name
-
-        def __enter__(self) -> None:
-            self.start = time.perf_counter()
-
-        def __exit__(self, *error: Any) -> None:
-            found = spent.setdefault(self.name, [0, 0.0])
-            found[0] += 1
-            found[1] += time.perf_counter() - self.start
-
-    nvtx.span, nvtx.on = Timed, True  # type: ignore[assignment, misc]
+    watch = Stopwatch()
+    nvtx.enable(watch)
     try:
         start = time.perf_counter()
         for batch in batches[1:]:
             engine.step(*batch)
         whole = (time.perf_counter() - start) / steps
     finally:
-        nvtx.span, nvtx.on = span, was_on
+        nvtx.disable()
     lines = [f"{whole * 1e3:9.2f} ms  a step"]
-    for label, (count, seconds) in sorted(spent.items(), key=lambda item: -item[1][1]):
+    for label, (count, seconds) in sorted(watch.spent.items(), key=lambda item: -item[1][1]):
         lines.append(f"{seconds / steps * 1e3:9.2f} ms  {count / steps:5.0f} x {label}")
     return "\n".join(lines)
 

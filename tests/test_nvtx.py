@@ -1,12 +1,14 @@
 """The ranges a profiler sees: their tree, their names, and nothing at all when off."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinytorch_gpu import Tensor, Transformer, nvtx, ops
+from tinytorch_gpu import Tensor, Transformer, backend, nvtx, ops
+from tinytorch_gpu.devices import DeviceError, device
 
 
 class Domain:
@@ -185,6 +187,66 @@ def test_payloads_say_what_varies(domain: Domain, model: Transformer) -> None:
     tokens = {p for p in domain.payloads if p[0] in ("norm1", "attention", "op.attention", "embed")}
     assert tokens == {(name, n) for name in ("norm1", "attention", "op.attention", "embed")
                       for n in (1, 3)}  # fmt: skip
+
+
+def test_the_backward_has_payloads(domain: Domain, model: Transformer) -> None:
+    backward_tree(domain, model)
+    found = {p for p in domain.payloads if p[0].endswith(".backward") and p[0] != "train.backward"}
+    assert ("op.attention.backward", 3) in found and ("op.linear.backward", 3) in found
+    assert all(payload is not None for _, payload in found)
+
+
+def test_a_payload_does_not_stay(domain: Domain) -> None:
+    for payload in (5, None):
+        with nvtx.span("decode", "phase", payload):
+            pass
+    assert domain.payloads == [("decode", 5), ("decode", None)]
+
+
+def test_copies_to_and_from_a_device(domain: Domain) -> None:
+    try:
+        place = device("emulated")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    there = place.asarray([1, 2, 3], "int64")
+    place.asarray(np.zeros((2, 4)), "float32")
+    place.asarray(there)
+    backend.assign(there, np.ones(3, np.int64))
+    backend.to_numpy(there)
+    Tensor(np.zeros(4, np.float32)).to("emulated").to("cpu")
+    assert domain.payloads == [
+        ("h2d", 24), ("h2d", 32), ("h2d", 24), ("d2h", 24), ("h2d", 16), ("d2h", 16)
+    ]  # fmt: skip
+    assert dict(domain.made) == {"h2d": "io", "d2h": "io"}
+
+
+def test_threads_do_not_share_payloads(domain: Domain) -> None:
+    nvtx.push("decode", "phase", 1)
+    other = threading.Thread(target=nvtx.push, args=("decode", "phase", 2))
+    other.start()
+    other.join()
+    assert [p for _, p in domain.payloads] == [1, 2] and len(domain.made) == 2
+
+
+def test_ranges_close_when_a_layer_fails(domain: Domain, model: Transformer) -> None:
+    model.transformer_blocks[1].ffn.fall.weight.data = np.zeros((16, 5), np.float32)
+    with pytest.raises(ValueError):
+        model([[1, 2, 3]])
+    assert domain.open == [domain.root]
+    assert names(domain.root) == ["embed", "layer.00", "layer.01"]
+    assert names(domain.root[2][1]) == ["norm1", "attention", "norm2", "ffn"]
+
+
+def test_captured_steps_with_a_tool_only_when_asked_for(
+    domain: Domain, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [[1, 2, 3]]
+    eager = model.generate(prompt, 6, temperature=0).tolist()
+    domain.root.clear()
+    monkeypatch.setattr(nvtx, "graphs", True)
+    assert model.generate(prompt, 6, temperature=0).tolist() == eager
+    decodes = [below for name, below in domain.root if name == "decode"]
+    assert len(decodes) == 5 and decodes[0] and not any(decodes[1:])
 
 
 def test_ranges_close_when_something_fails(domain: Domain, model: Transformer) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy
 
+from . import nvtx
+
 _FLOAT32 = numpy.dtype("float32")
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -63,7 +65,8 @@ def kind(x: Any) -> str:
 def to_numpy(x: Any) -> numpy.ndarray:
     """Copy ``x`` to the host (no copy if it is there already)."""
     if kind(x) in DEVICES:
-        return x.get()
+        with nvtx.span("d2h", "io", int(x.nbytes)):
+            return x.get()
     return numpy.asarray(x)
 
 
@@ -76,9 +79,11 @@ def assign(view: Any, values: Any) -> None:
     if tuple(view.shape) != tuple(values.shape):
         raise ValueError(f"cannot put an array of {values.shape} into one of {view.shape}")
     if kind(view) in DEVICES and kind(values) == "cpu" and not hasattr(view, "moved_to"):
-        values = namespace(view).asarray(numpy.ascontiguousarray(values, dtype=view.dtype))
+        host = numpy.ascontiguousarray(values, dtype=view.dtype)
+        with nvtx.span("h2d", "io", host.nbytes):
+            values = namespace(view).asarray(host)
     elif kind(view) == "cpu" and kind(values) in DEVICES and not hasattr(view, "moved_to"):
-        values = values.get()
+        values = to_numpy(values)
     view[...] = values
 
 

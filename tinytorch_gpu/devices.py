@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy
 
-from .backend import DEVICES, dtype_name, kind, named_dtype, namespace
+from . import nvtx
+from .backend import DEVICES, dtype_name, kind, named_dtype, namespace, to_numpy
 
 
 class DeviceError(RuntimeError):
@@ -58,8 +59,13 @@ class Device:
             return values.moved_to(self)
         wanted = None if dtype is None else named_dtype(dtype)
         if kind(values) in DEVICES and self.kind != kind(values):
-            values = values.get()
-        return self.xp.asarray(values, dtype=wanted)
+            values = to_numpy(values)
+        parts = values if isinstance(values, list | tuple) else [values]
+        if self.kind not in DEVICES or any(kind(x) in DEVICES for x in parts):
+            return self.xp.asarray(values, dtype=wanted)
+        host = numpy.asarray(values, dtype=wanted)
+        with nvtx.span("h2d", "io", host.nbytes):
+            return self.xp.asarray(host)
 
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
         """Return how a weight (out, in) is best stored here: "C" row by row, "F" by columns."""

@@ -127,15 +127,28 @@ def _emulated() -> Finding:
 
 def _ranges() -> Finding:
     """Whether NVTX ranges reach a tool."""
-    version = importlib.metadata.version("nvtx")
-    attached = os.environ.get("NVTX_INJECTION64_PATH")
+    try:
+        version = importlib.metadata.version("nvtx")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("nvtx", "missing", "not installed: no ranges", "pip install 'nvtx>=0.2.12'")
+    tool = os.environ.get("NVTX_INJECTION64_PATH")
     if os.environ.get("NVTX_DISABLE"):
         return Finding("nvtx", "missing", f"{version}; NVTX_DISABLE is set", "unset NVTX_DISABLE")
+    if nvtx.overruled:
+        detail = (
+            "a tool listens, though it calls every domain disabled: ranges are sent to it anyway"
+        )
+        return Finding("nvtx", "ok", f"{version}; {detail}")
     if nvtx.on:
         return Finding("nvtx", "ok", f"{version}; a tool listens")
-    if attached:
+    if tool and not nvtx.attached():
+        detail = f"{version}; NVTX_INJECTION64_PATH names no file, so no tool is attached"
+        return Finding(
+            "nvtx", "missing", detail, "unset NVTX_INJECTION64_PATH: nsys and ncu set it"
+        )
+    if tool:
         detail = f"{version}; a tool is attached but the ranges go nowhere"
-        return Finding("nvtx", "missing", detail, "pip install 'nvtx==0.2.11', or a newer tool")
+        return Finding("nvtx", "missing", detail, "pip install --upgrade nvtx, or a newer tool")
     return Finding("nvtx", "ok", f"{version}; no tool listens (run under nsys or ncu)")
 
 

@@ -1,5 +1,6 @@
 """The recorded operations behind a Tensor, and the way back through them."""
 
+import math
 from typing import Any
 
 from .. import nvtx
@@ -33,6 +34,17 @@ class Node:
         self.outputs: list[tuple[tuple[int, ...], Any]] = []
         Node._count += 1
         self.time = Node._count
+
+
+def tokens(arrays: list[Any]) -> int:
+    """How many tokens a call is about, the payload of its range: by its first array, which is ids,
+    or states (B, T, ...), or rows (N, C)."""
+    first = next((a for a in arrays if hasattr(a, "shape")), None)
+    if first is None:
+        return 1
+    if "int" in str(first.dtype):
+        return math.prod(first.shape)
+    return math.prod(first.shape[: 2 if len(first.shape) > 2 else 1])
 
 
 def _history(tensor: Any) -> list[Node]:
@@ -75,7 +87,7 @@ def _step(node: Node, pending: dict[Node, dict[int, Any]], retain_graph: bool) -
         )
     douts = _complete(node, pending.pop(node))
     if nvtx.on and node.range is not None:
-        with nvtx.span(node.range):
+        with nvtx.span(node.range, "op", tokens(douts)):
             gradients = list(node.backward(node.residuals, *douts, **node.options))
     else:
         gradients = list(node.backward(node.residuals, *douts, **node.options))

@@ -8,7 +8,6 @@ first one that accepts a call does it.
 
 import contextlib
 import inspect
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 from .. import nvtx
 from ..backend import DEVICES, kind, kind_of_type, kinds
 from ..devices import load_makers, loaded_makers
-from .graph import Node
+from .graph import Node, tokens
 from .tensor import Tensor, grad_enabled, operators, wrap
 
 OPS: dict[str, "Op"] = {}
@@ -62,9 +61,9 @@ class Op:
 
     ``reference(*arrays, **options)`` returns (result, residuals), or only the result when not
     ``differentiable``; with ``outputs`` above 1 the result is a tuple. ``mutates`` names the
-    arguments that it writes in place. Its NVTX range is called ``op.`` and ``shown_as``, by default
-    the reference's name. A reference that takes ``needs`` is told by it, forward and backward, which
-    arguments want a gradient where some do not (None: all do).
+    arguments that it writes in place. Its NVTX ``range`` is called ``op.`` and ``shown_as``, by
+    default the reference's name. A reference that takes ``needs`` is told by it, forward and backward,
+    which arguments want a gradient where some do not (None: all do).
     """
 
     def __init__(
@@ -80,8 +79,8 @@ class Op:
         self.mutates, self.differentiable = mutates, differentiable
         self.reference_backward: Callable[..., Any] | None = None
         self.makers: dict[str, list[Maker]] = {}
-        self._range = f"op.{shown_as or self.name}"
-        self._backward_range = f"{self._range}.backward"
+        self.range = f"op.{shown_as or self.name}"
+        self.backward_range = f"{self.range}.backward"
         parameters = inspect.signature(reference).parameters.values()
         self._arrays = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self._options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -129,8 +128,8 @@ class Op:
         forward = self.reference if maker is None else maker.forward
         if nvtx.on:
             fell_back = maker is None and where in DEVICES
-            name = self._range + " (reference)" if fell_back else self._range
-            with nvtx.span(name, "op", _tokens(arrays)):
+            name = self.range + " (reference)" if fell_back else self.range
+            with nvtx.span(name, "op", tokens(arrays)):
                 made = forward(*arrays, **options)
         else:
             made = forward(*arrays, **options)
@@ -196,7 +195,7 @@ class Op:
     def _record(
         self, maker: Any, args: Any, residuals: Any, options: Any, tensors: list[Tensor]
     ) -> None:
-        backward, name = self.reference_backward, self._backward_range
+        backward, name = self.reference_backward, self.backward_range
         if maker is not None and maker.backward is not None:
             backward = maker.backward
         elif nvtx.on and kind(tensors[0].data) in DEVICES:
@@ -209,17 +208,6 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}: reference, {', '.join(self.makers) or 'no makers'}>"
-
-
-def _tokens(arrays: list[Any]) -> int:
-    """How many tokens a call is about, the payload of its range: by its first array, which is ids,
-    or states (B, T, ...), or rows (N, C)."""
-    first = next((a for a in arrays if hasattr(a, "shape")), None)
-    if first is None:
-        return 1
-    if "int" in str(first.dtype):
-        return math.prod(first.shape)
-    return math.prod(first.shape[: 2 if len(first.shape) > 2 else 1])
 
 
 def needed(needs: Any, argument: int) -> bool:

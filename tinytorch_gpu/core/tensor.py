@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .. import nvtx
 from ..backend import dtype as dtype_called
 from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
@@ -208,8 +207,7 @@ class Tensor:
             place = device(target)
             if place == self.device:
                 return self
-            with nvtx.span("h2d" if place.kind == "cuda" else "d2h", "io", int(self.data.nbytes)):
-                moved = wrap(place.asarray(self.data))
+            moved = wrap(place.asarray(self.data))
             moved.requires_grad = self.requires_grad
             return moved
         wanted = float_dtype(target)

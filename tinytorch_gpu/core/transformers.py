@@ -75,35 +75,46 @@ class TransformerBlock(Module):
         ``where`` (cache, layer, rotary, positions) goes to the attention.
         """
         x = as_tensor(x, self.norm1.gamma)
-        inner, residual = x, None
-        if self.pre_norm:
-            residual = x
-            with nvtx.span("norm1", "part", x.tokens):
-                inner = self.norm1(x)
-        with nvtx.span("attention", "part", x.tokens):
+        try:
+            inner, residual = x, None
+            if self.pre_norm:
+                if nvtx.on:
+                    nvtx.enter("norm1", "part", x.tokens)
+                inner, residual = self.norm1(x), x
+            if nvtx.on:
+                nvtx.enter("attention", "part", x.tokens)
             attended = self.attention(
                 inner, mask=mask, return_attention_weights=return_attention_weights,
                 residual=residual, **where,
             )  # fmt: skip
-        attended, weights = attended if return_attention_weights else (attended, None)
-        out = self._pre_norm_rest(attended) if self.pre_norm else self._post_norm_rest(x, attended)
+            attended, weights = attended if return_attention_weights else (attended, None)
+            out = self._pre_norm_rest(attended) if self.pre_norm \
+                else self._post_norm_rest(x, attended)  # fmt: skip
+        finally:
+            if nvtx.on:
+                nvtx.leave("part")
         return (out, weights) if return_attention_weights else out
 
     def _pre_norm_rest(self, x: Tensor) -> Tensor:
         """The second half, for ``x`` to which the attention has been added."""
-        with nvtx.span("norm2", "part", x.tokens):
-            inner = self.norm2(x)
-        with nvtx.span("ffn", "part", x.tokens):
-            return self.ffn(inner, residual=x)
+        if nvtx.on:
+            nvtx.enter("norm2", "part", x.tokens)
+        inner = self.norm2(x)
+        if nvtx.on:
+            nvtx.enter("ffn", "part", x.tokens)
+        return self.ffn(inner, residual=x)
 
     def _post_norm_rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """The additions and norms after each part, and the feed-forward part."""
-        with nvtx.span("norm1", "part", x.tokens):
-            inner = self.norm1.add(attended, x)[1]
-        with nvtx.span("ffn", "part", x.tokens):
-            fed = self.ffn(inner)
-        with nvtx.span("norm2", "part", x.tokens):
-            return self.norm2.add(fed, inner)[1]
+        if nvtx.on:
+            nvtx.enter("norm1", "part", x.tokens)
+        inner = self.norm1.add(attended, x)[1]
+        if nvtx.on:
+            nvtx.enter("ffn", "part", x.tokens)
+        fed = self.ffn(inner)
+        if nvtx.on:
+            nvtx.enter("norm2", "part", x.tokens)
+        return self.norm2.add(fed, inner)[1]
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""
@@ -260,18 +271,23 @@ class Transformer(Module):
                 x = self.pos_encoding(x, positions.array(ids))
             x = self.embedding_dropout(x)
         weights: list[Tensor] = []
-        for i, block in enumerate(self.transformer_blocks):
-            with nvtx.span(self._ranges[i], "layer", i):
+        try:
+            for i, block in enumerate(self.transformer_blocks):
+                if nvtx.on:
+                    nvtx.enter(self._ranges[i], "layer", i)
                 run = functools.partial(
                     block, mask=mask, return_attention_weights=return_attention_weights,
                     cache=cache, layer=i, rotary=self.rotary, positions=positions,
                 )  # fmt: skip
                 again = self.recompute and not return_attention_weights
                 made: Any = recompute(run, x, self.generator) if again else run(x)
-            if return_attention_weights:
-                made, layer_weights = made
-                weights.append(layer_weights)
-            x = made
+                if return_attention_weights:
+                    made, layer_weights = made
+                    weights.append(layer_weights)
+                x = made
+        finally:
+            if nvtx.on:
+                nvtx.leave("layer")
         if cache is not None:
             cache.advance()
         return self.final_norm(x), weights

@@ -43,7 +43,7 @@ class CapturedStep:
 
 def can_capture(model: Any, cache: Cache) -> bool:
     """Whether steps of this model through this cache may be captured."""
-    if nvtx.on:  # the ranges of layers and parts exist in ordinary steps only
+    if nvtx.on and not nvtx.graphs:  # layers and parts have ranges in ordinary steps only
         return False
     return model.device.kind == "cpu" or model.device.kind in DEVICES
 
