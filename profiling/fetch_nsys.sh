@@ -49,6 +49,10 @@ found=$(find root -path '*/target-linux-*/nsys' -type f -perm -u+x | head -n 1)
 [ -n "$found" ] || fail "the packages hold no program called nsys"
 "$found" --version >&2 || fail "$found does not run"
 mkdir bin
-printf '#!/bin/sh\nexport LD_LIBRARY_PATH=%s${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\nexec %s "$@"\n' \
-  "$target/${library%/nsight-systems}" "$target/$found" >bin/nsys
+cat >bin/nsys <<END
+#!/bin/sh
+here=\$(cd "\$(dirname "\$(readlink -f "\$0")")/.." && pwd)
+export LD_LIBRARY_PATH="\$here/${library%/nsight-systems}\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+exec "\$here/$found" "\$@"
+END
 chmod +x bin/nsys
