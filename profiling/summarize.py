@@ -3,7 +3,8 @@
     python profiling/summarize.py build/generate-cpu.sqlite            # one session
     python profiling/summarize.py before.sqlite after.sqlite           # what has changed
     python profiling/summarize.py SESSION --by name                    # all op.linear together
-    python profiling/summarize.py SESSION --picture decode.png --of decode --nth 2
+    python profiling/summarize.py SESSION --of decode                  # ranges of this name only
+    python profiling/summarize.py SESSION --of decode --nth 2 --picture decode.png
 
 Ranges of one name at one place are one row, and so are the layers of a model unless --layers.
 ``gap`` is host time of a range in which none of those inside it was open. GPU time is that in which
@@ -14,10 +15,14 @@ ranges and numbers: no path, no environment, no name of a machine or user.
 
 import argparse
 import json
+import os
+import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -75,7 +80,6 @@ def occupied(work: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 def summary(session: Session, by: str = "path", layers: bool = False) -> list[Row]:
     """The rows of a session: in the order of a tree by path, the longest first by name."""
-    session = session.captured()
     rows: dict[tuple[str, ...], Row] = {}
 
     def visit(found: Range, above: tuple[str, ...]) -> None:
@@ -124,7 +128,7 @@ def table(rows: list[Row], on_gpu: bool) -> list[list[str]]:
 def comparison(before: list[Row], after: list[Row], on_gpu: bool) -> list[list[str]]:
     """Lines of cells for two sessions, what has changed most first."""
     what = "GPU" if on_gpu else "host"
-    lines = [["range", "calls", "then", f"{what} ms", "then", "difference ms", "ratio"]]
+    lines = [["range", "calls", "before", f"{what} ms", "before", "difference ms", "ratio"]]
     old, new = ({row.path: row for row in rows} for rows in (before, after))
 
     def cost(rows: dict[tuple[str, ...], Row], path: tuple[str, ...]) -> int:
@@ -136,10 +140,10 @@ def comparison(before: list[Row], after: list[Row], on_gpu: bool) -> list[list[s
 
     for path in sorted({**old, **new}, key=lambda path: -abs(change(path))):
         a, b = cost(old, path), cost(new, path)
-        calls = [str(rows[path].calls) if path in rows else "-" for rows in (old, new)]
+        calls = [str(rows[path].calls) if path in rows else "-" for rows in (new, old)]
         ratio = f"{b / a:.2f}" if a and b else "-"
         lines.append(
-            [" > ".join(path), *calls, _ms(a), _ms(b), f"{change(path) / 1e6:+.3f}", ratio]
+            [" > ".join(path), *calls, _ms(b), _ms(a), f"{change(path) / 1e6:+.3f}", ratio]
         )
     return lines
 
@@ -173,18 +177,21 @@ def main(arguments: list[str] | None = None) -> int:
     add("--by", choices=("path", "name"), default="path", help="rows: places in the tree, or names")
     add("--layers", action="store_true", help="a row for each layer")
     add("--json", action="store_true", help="print JSON")
+    add("--of", metavar="NAME", help="only ranges of this name and what is inside")
     add("--picture", metavar="FILE.png", help="also draw the session's timeline")
-    add("--of", metavar="NAME", help="the picture: a range of this name only")
-    add("--nth", type=int, default=0, help="the picture: which of them, from 0 (default)")
+    add("--nth", type=int, default=0, help="which range --of a name to draw, from 0 (default)")
+    add("--into", nargs=2, metavar=("FILE.md", "MARK"), help="write the table into a page")
     given = parser.parse_args(arguments)
     if len(given.session) > 2:
         parser.error("give one session, or two to compare")
     try:
-        sessions = [load(path) for path in given.session]
+        sessions = [load(path).captured() for path in given.session]
+        if given.of:
+            sessions = [_only(session, given.of) for session in sessions]
         if given.picture:
             from timeline import draw
 
-            draw(sessions[0].captured(), given.picture, given.of, given.nth)
+            draw(sessions[0], given.picture, given.nth if given.of else None)
     except SessionError as error:
         print(f"summarize.py: {error}", file=sys.stderr)
         return 2
@@ -193,9 +200,36 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps([[row.numbers() for row in each] for each in rows]))
         return 0
     on_gpu = all(session.on_gpu for session in sessions)
-    print(text(comparison(*rows, on_gpu) if len(rows) == 2 else table(rows[0], on_gpu)))
+    page = text(comparison(*rows, on_gpu) if len(rows) == 2 else table(rows[0], on_gpu))
+    print(page)
+    if given.into:
+        insert(*given.into, page)
     return 0
 
 
+def _only(session: Session, name: str) -> Session:
+    found = session.named(name)
+    if not found:
+        raise SessionError(f"the session has no range called {name}")
+    return Session(found, session.on_gpu)
+
+
+def insert(file: str, mark: str, page: str) -> None:
+    """Put a table between the comments of a Markdown page that ``mark`` names, with its origin."""
+    from bench_train import machine
+
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    before = Path(file).read_text("utf-8")
+    head, tail = before.split(begin)[0], before.split(end)[1]
+    origin = f"{machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    Path(file).write_text(f"{head}{begin}\n```\n{page}\n```\n{origin}.\n{end}{tail}", "utf-8")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

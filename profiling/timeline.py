@@ -15,23 +15,28 @@ GPU = "#3a3a3a"
 LETTER = 0.0075  # of the picture's width: a range has its name inside if there is room for it
 
 
-def draw(session: Session, file: str, of: str | None = None, nth: int = 0) -> None:
-    """Write a PNG of the whole session, or of the ``nth`` range called ``of``."""
+def draw(session: Session, file: str, nth: int | None = None) -> None:
+    """Write a PNG of a session, or of its ``nth`` outermost range only."""
     try:
         import matplotlib
     except ImportError:
         raise SessionError("a picture needs matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-    shown = _chosen(session, of, nth)
+    shown = session.ranges
+    if nth is not None:
+        if not 0 <= nth < len(shown):
+            raise SessionError(f"there are {len(shown)} such ranges, so no number {nth} from 0")
+        shown = [shown[nth]]
     start, end = min(r.start for r in shown), max(r.end for r in shown)
     unit, name = (1e6, "ms") if end - start > 1e6 else (1e3, "us")
     bars = [(depth, found) for outermost in shown for depth, found in _levels(outermost)]
     work = sorted({w for outermost in shown for w in outermost.gpu})
     rows = max(depth for depth, _ in bars) + 1
     last = max([end, *(w[1] for w in work)])
-    figure, axes = pyplot.subplots(figsize=(11, 0.7 + 0.36 * (rows + bool(work))), dpi=110)
+    figure, axes = pyplot.subplots(figsize=(11, 0.9 + 0.36 * (rows + bool(work))), dpi=110)
     scale = (last - start) / unit
     for depth, found in bars:
         left, width = (found.start - start) / unit, (found.end - found.start) / unit
@@ -45,18 +50,15 @@ def draw(session: Session, file: str, of: str | None = None, nth: int = 0) -> No
     axes.set_yticks([rows] if work else [], ["GPU"] if work else [])
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
+    kinds = {found.category for _, found in bars}
+    legend = {kind: color for kind, color in COLORS.items() if kind in kinds}
+    legend |= {"GPU work": GPU} if work else {}
+    patches = [Patch(color=color, label=kind) for kind, color in legend.items()]
+    axes.legend(handles=patches, ncols=len(patches), loc="lower right", bbox_to_anchor=(1, 1),
+                frameon=False, fontsize=7, handlelength=1)  # fmt: skip
     figure.tight_layout()
     figure.savefig(file, metadata={"Software": None})
     pyplot.close(figure)
-
-
-def _chosen(session: Session, of: str | None, nth: int) -> list[Range]:
-    if of is None:
-        return session.ranges
-    found = session.named(of)
-    if not 0 <= nth < len(found):
-        raise SessionError(f"the session has {len(found)} ranges {of!r}, so no number {nth} from 0")
-    return [found[nth]]
 
 
 def _levels(outermost: Range) -> list[tuple[int, Range]]:

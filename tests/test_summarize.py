@@ -104,9 +104,9 @@ def test_what_has_changed_most_comes_first(tmp_path: Path) -> None:
     before = summary(load(exported(tmp_path / "a.sqlite", gpu=False)))
     after = summary(load(exported(tmp_path / "b.sqlite", gpu=False, second_decode=60_000)))
     lines = comparison(before, after, False)
-    assert lines[1] == ["decode", "2", "2", "0.050", "0.080", "+0.030", "1.60"]
+    assert lines[1] == ["decode", "2", "2", "0.080", "0.050", "+0.030", "1.60"]
     missing = comparison(before, after[:1], False)
-    assert ["decode > layer.NN", "2", "-", "0.050", "0.000", "-0.050", "-"] in missing
+    assert ["decode > layer.NN", "-", "2", "0.000", "0.050", "-0.050", "-"] in missing
 
 
 def test_occupied() -> None:
@@ -206,6 +206,23 @@ def test_a_picture(tmp_path: Path) -> None:
     assert SECRET.encode() not in content and str(tmp_path).encode() not in content
     assert main([str(path), "--picture", str(picture), "--of", "decode", "--nth", "2"]) == 2
     assert main([str(path), "--picture", str(picture), "--of", "nothing"]) == 2
+
+
+def test_ranges_of_one_name_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = exported(tmp_path / "a.sqlite")
+    assert main([str(path), "--of", "attention"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["range", "attention", "op.attention"]
+    assert main([str(path), "--of", "nothing"]) == 2
+
+
+def test_a_table_in_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- here:begin -->\nold\n<!-- here:end -->\nbelow\n", "utf-8")
+    assert main([str(exported(tmp_path / "a.sqlite")), "--into", str(page), "here"]) == 0
+    made = page.read_text("utf-8")
+    assert made.startswith("above\n") and made.endswith("\nbelow\n") and "old" not in made
+    assert "op.attention" in made and str(tmp_path) not in made
 
 
 def test_text_lines_up(tmp_path: Path) -> None:
