@@ -13,6 +13,7 @@ from ..backend import DEVICES, dtype_name, kind, namespace, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
+from ..quantized import QuantizedMatrix
 from .activation import back, column_sums, finish
 from .launch import (
     ELEMENTS,
@@ -212,11 +213,15 @@ def after_norm(name: str, normed: Any, options: Any, arrays: Any) -> Callable[..
     """
     x, gain, *shift = normed
     weight, bias, residual = (*arrays, None, None)[1:4]
-    if not _accepts(x, weight, bias, residual) or not can_decode(x, weight, bias, residual):
-        return None
     if not is_element(gain, *shift) or any(s is not None and s.dtype != gain.dtype for s in shift):
         return None
     norm = (name.removesuffix("_norm"), gain, shift[0] if shift else None, options["eps"])
+    if isinstance(weight, QuantizedMatrix):
+        from .quantized import after_norm as after_norm_in_blocks
+
+        return after_norm_in_blocks(norm, x, weight, bias, residual)
+    if not _accepts(x, weight, bias, residual) or not can_decode(x, weight, bias, residual):
+        return None
 
     def forward(_: Any, weight: Any, bias: Any = None, residual: Any = None, **more: Any) -> Any:
         return decode_linear(x, weight, bias, residual, norm=norm, **more)

@@ -157,7 +157,7 @@ def _launch(forward: Callable[..., Any], call: Call, given: list[Any]) -> Callab
     arena = Arena(given)
 
     def launch() -> None:
-        with arena.repeating():
+        with no_grad(), arena.repeating():
             forward(*call.arrays, **call.options)
 
     return launch
