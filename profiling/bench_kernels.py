@@ -99,10 +99,10 @@ def forward(name: str, *arrays: Any, **options: Any) -> tuple[Any, Any]:
 def backward(name: str, dout: Any, *arrays: Any, **options: Any) -> tuple[Any, Any]:
     """The same of the backward half of an operation."""
     op = OPS[name]
-    saved = op.makers["cuda"].forward(*arrays, **options)[1]
+    saved = op.makers["cuda"][0].forward(*arrays, **options)[1]
 
     def run() -> Any:
-        return op.makers["cuda"].backward(saved, dout, **options)
+        return op.makers["cuda"][0].backward(saved, dout, **options)
 
     def check() -> float:
         kept = op.reference(*arrays, **options)[1]
@@ -212,7 +212,7 @@ class Bench:
             None,
             *(asarray(np.float32(1e-3)), asarray(np.int64(1)), asarray(np.float32(1))),
         )
-        run = lambda: OPS["adamw"].makers["cuda"].forward(*given)  # noqa: E731
+        run = lambda: OPS["adamw"].makers["cuda"][0].forward(*given)  # noqa: E731
         yield Work("adamw", run, None, 3 * param.nbytes + 16 * count, 20 * count)
         rows = [np.full(1, v, d) for v, d in ((0.8, "f4"), (50, "i8"), (0.9, "f4"), (0.0, "f4"))]
         given_rows = (*map(asarray, rows), asarray(np.array([1, 2], np.uint64)))

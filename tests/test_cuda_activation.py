@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda.activation import back, finish
 
@@ -23,7 +23,7 @@ def _normal(*shape: int, dtype: str) -> Any:
 def test_each_array_may_be_wide(
     gpu: str, wide: tuple[str, ...], activation: str, width: int
 ) -> None:
-    place, inner_width = backend.device(gpu), width * (2 if activation == "geglu" else 1)
+    place, inner_width = devices.device(gpu), width * (2 if activation == "geglu" else 1)
     types = {name: "float32" if name in wide else "float16" for name in PLACES}
     inner, bias = (
         _normal(5, inner_width, dtype=types["inner"]),
@@ -39,7 +39,7 @@ def test_each_array_may_be_wide(
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("wide", [("inner",), ("dout",), ("dinner",), ("dout", "dinner")], ids=str)
 def test_each_gradient_may_be_wide(gpu: str, wide: tuple[str, ...], activation: str) -> None:
-    place, width = backend.device(gpu), 24
+    place, width = devices.device(gpu), 24
     types = {n: "float32" if n in wide else "float16" for n in ("inner", "dout", "dinner")}
     inner = _normal(5, width * (2 if activation == "swiglu" else 1), dtype=types["inner"])
     dout = _normal(5, width, dtype=types["dout"])
