@@ -165,11 +165,12 @@ __device__ inline int draw_token(const Kept& kept, unsigned bits, int likeliest,
 }
 
 // ids[b]: the next token of row b. With `seen` and `penalty`, tokens already seen are made less likely
-// first (as `penalize` does), and with `mark` the one drawn is noted as seen.
+// first (as `penalize` does), and with `mark` the one drawn is noted as seen. `state` is one pair of seed
+// and offset, or with `own_state` one a row.
 extern "C" __global__ void __launch_bounds__(512, 1) sample_tokens(
     const REAL* logits, bool* seen, const float* penalty, bool mark, const float* temperature,
     const long long* top_k, const float* top_p, const float* min_p, const unsigned long long* state,
-    long long* ids, int classes
+    bool own_state, long long* ids, int classes
 ) {
     __shared__ unsigned coarse[3 * BINS];
     __shared__ unsigned fine[3 * BINS];
@@ -197,7 +198,8 @@ extern "C" __global__ void __launch_bounds__(512, 1) sample_tokens(
         Scale scale = {extremes.top, __int_as_float((127 + 62 - bits) << 23)};
         Cut cut = {heat, top_p[b], min_p[b], top_k[b]};
         Kept kept = {row, scale, edge_of(row, scale, extremes.least, cut, board), cut.min_p};
-        uint4 words = philox((unsigned long long)b >> 2, state[0], state[1]);
+        const unsigned long long* draw = state + (own_state ? 2 * b : 0);
+        uint4 words = philox((unsigned long long)b >> 2, draw[0], draw[1]);
         token = draw_token(kept, word_of(words, (int)(b & 3)), extremes.place, board);
     }
     if (token < 0) return;
@@ -234,6 +236,17 @@ extern "C" __global__ void __launch_bounds__(32) mark_seen_tokens(
             __syncwarp();
         }
     }
+}
+
+// held[b] = ids[b], where the next step reads its tokens, and one draw further: the launch that ends a
+// captured step. One thread a row; the launch is the cost.
+extern "C" __global__ void __launch_bounds__(64) feed_tokens(
+    long long* held, const long long* ids, unsigned long long* state, bool own_state, int rows
+) {
+    int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    held[row] = ids[row];
+    if (own_state || row == 0) state[2 * row + 1]++;
 }
 
 // Logits with the tokens already seen made less likely, in float32.

@@ -9,6 +9,7 @@ empty loop); the share is what all ranges of a step cost so, over the time of th
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -109,15 +110,14 @@ def _seconds(function: Any, *arguments: Any) -> float:
 
 def steps(model: Transformer, count: int, captured: bool) -> Any:
     """An iterator over decode steps, past the first ones."""
-    from tinytorch_gpu.generation import engine
-
-    before = engine.can_capture
-    engine.can_capture = before if captured else lambda *_: False
+    capture = importlib.import_module("tinytorch_gpu.generation.capture")
+    before = capture.can_capture
+    capture.can_capture = before if captured else lambda *_: False
     prompt = numpy.arange(1, 17)
     made = model.generate(prompt, count, temperature=0, stream=True)
     for _ in range(4):
         next(made)
-    engine.can_capture = before
+    capture.can_capture = before
     return made
 
 

@@ -123,6 +123,11 @@ def state(seed: int, offset: int) -> Given:
     return array([seed, offset], "uint64")
 
 
+def states(rows: int) -> Given:
+    """A seed and an offset for each row."""
+    return array([[2**40 + 3, 7 * row + 2**32 - 4] for row in range(rows)], "uint64")
+
+
 def seen(*shape: int) -> Given:
     return Given(lambda random: random.random(shape) < 0.4)
 

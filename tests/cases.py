@@ -19,6 +19,7 @@ from case_specs import (
     positive,
     seen,
     state,
+    states,
     weight,
 )  # fmt: skip
 from embedding_cases import EMBEDDING
@@ -242,6 +243,8 @@ def _sampling_cases() -> list[Case]:
         Case("advance", "many rows", (ids(99, 70), ids(99, 70)), {"count": 5}),
         Case("argmax", "(3, 7)", (normal(3, 7),)),
         Case("argmax", "equal ones", (fixed([[1.0, 2, 2]]),)),
+        Case("feed", "one draw", (ids(50, 3, 1), ids(50, 3), state(7, 2**32 - 1))),
+        Case("feed", "a draw a row", (ids(50, 70, 1), ids(50, 70), states(70))),
         Case("mark_seen", "two tokens", (seen(2, 6), array([[1, 5], [2, -1]]))),
         Case("mark_seen", "none", (seen(1, 3), array([[-1]]))),
         Case("penalize", "(2, 6)", (normal(2, 6), seen(2, 6), array([1.3, 0.8], "float32")), roundings=0),
@@ -256,6 +259,9 @@ def _sampling_cases() -> list[Case]:
         Case("sample", "rows apart",
              (normal(3, 5), array([0.0, 1.0, 2.0], "float32"), array([1, 0, 2]),
               array([1.0, 0.5, 1.0], "float32"), array([0.0, 0.1, 0.0], "float32"), state(1, 2))),
+        Case("sample", "a draw a row",
+             (normal(9, 11), *(array([v] * 9, t) for v, t in ((1.0, "float32"), (6, "int64"),
+              (0.9, "float32"), (0.01, "float32"))), states(9))),
     ]  # fmt: skip
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig
-from tinytorch_gpu.generation import Cache, engine
-from tinytorch_gpu.generation.capture import CapturedStep, capture
+from tinytorch_gpu.generation import Cache, capture
 
 LLAMA = {"num_kv_heads": 2, "norm": "rms", "position": "rotary", "activation": "swiglu",
          "ffn_bias": False}  # fmt: skip
@@ -37,8 +36,9 @@ def build(choices: dict[str, Any], **options: Any) -> Transformer:
 
 
 def captured_step(model: Transformer, cache: Cache, token: int) -> Any:
-    run = engine._Run(model, [np.array([1])], 1, None, (), 0, cache)  # type: ignore[arg-type]
-    return capture(model, cache, token, run._step)
+    """The logits of the first step, and the step."""
+    step = capture(model, 1, cache)
+    return step([token]), step
 
 
 @pytest.mark.parametrize("choices", CAPTURED.values(), ids=CAPTURED.keys())
@@ -48,10 +48,10 @@ def test_logits_are_those_of_ordinary_steps(choices: dict[str, Any]) -> None:
     cache = Cache.for_model(model, 1, 16)
     model([ids[:2]], cache=cache)
     logits, step = captured_step(model, cache, ids[2])
-    assert isinstance(step, CapturedStep)
+    assert step.form == "list"
     np.testing.assert_allclose(logits.numpy()[0], whole[2], atol=1e-5)
     for i in range(3, len(ids)):
-        np.testing.assert_allclose(step(ids[i]).numpy()[0], whole[i], atol=1e-5)
+        np.testing.assert_allclose(step([ids[i]]).numpy()[0], whole[i], atol=1e-5)
     assert cache.lengths.tolist() == [len(ids)]
 
 
@@ -64,7 +64,7 @@ def test_generated_ids_are_the_same(
     model = build(choices)
     options = {"temperature": 0.9, "top_k": 20, "repetition_penalty": 1.2, "seed": 5}
     found = model.generate([3, 1, 4], 40, **options).numpy()
-    monkeypatch.setattr(engine, "can_capture", lambda model, cache: False)
+    monkeypatch.setitem(capture.__globals__, "can_capture", lambda model: False)
     np.testing.assert_array_equal(model.generate([3, 1, 4], 40, **options).numpy(), found)
 
 
@@ -74,14 +74,16 @@ def test_what_cannot_be_repeated_is_left_alone(choices: dict[str, Any]) -> None:
     cache = Cache.for_model(model, 1, 16)
     model([[1, 2]], cache=cache)
     logits, step = captured_step(model, cache, 3)
-    assert step is None and logits.shape == (1, 50) and cache.lengths.tolist() == [3]
+    assert step.form == "steps" and logits.shape == (1, 50) and cache.lengths.tolist() == [3]
+    expected = model([[1, 2, 3, 4]]).detach().numpy()[0, -1]
+    np.testing.assert_allclose(step([4]).numpy()[0], expected, atol=1e-5)
 
 
 def test_sixteen_bit_weights_take_ordinary_steps() -> None:
     model = build(LLAMA, dtype="float16")
     cache = Cache.for_model(model, 1, 16)
     model([[1, 2]], cache=cache)
-    assert captured_step(model, cache, 3)[1] is None
+    assert captured_step(model, cache, 3)[1].form == "steps"
 
 
 def test_a_step_follows_a_rollback_and_ends_at_the_capacity() -> None:
@@ -89,12 +91,12 @@ def test_a_step_follows_a_rollback_and_ends_at_the_capacity() -> None:
     cache = Cache.for_model(model, 1, 5)
     model([[1, 2]], cache=cache)
     _, step = captured_step(model, cache, 3)
-    first = step(4).numpy().copy()
+    first = step([4]).numpy().copy()
     cache.rollback(1)
-    np.testing.assert_array_equal(step(4).numpy(), first)
-    step(5)
+    np.testing.assert_array_equal(step([4]).numpy(), first)
+    step([5])
     with pytest.raises(ValueError, match="do not fit"):
-        step(6)
+        step([6])
     assert cache.lengths.tolist() == [5]
 
 
@@ -106,7 +108,7 @@ def test_changed_weights_are_seen() -> None:
     model.state_dict()["transformer_blocks.1.ffn.w2"][...] *= -2
     expected = model([[4]], cache=cache).detach().numpy()[0]
     cache.rollback(1)
-    np.testing.assert_allclose(step(4).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(step([4]).numpy(), expected, atol=1e-5)
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig
-from tinytorch_gpu.generation import Cache, Step, engine
+from tinytorch_gpu.generation import Cache, Step, prefill
 
 LLAMA = {"norm": "rms", "position": "rotary", "activation": "swiglu", "ffn_bias": False,
          "num_kv_heads": 2}  # fmt: skip
@@ -83,14 +83,14 @@ def test_long_prompts_are_read_in_parts(
 ) -> None:
     whole = rows(model.generate(prompts, 6, temperature=0))
     for part in (1, 4, 8):
-        monkeypatch.setattr(engine, "PREFILL_CHUNK", part)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", part)
         assert rows(model.generate(prompts, 6, temperature=0)) == whole
 
 
 def test_prompts_over_the_real_part_size() -> None:
-    model = make(room=engine.PREFILL_CHUNK + 40)
+    model = make(room=prefill.PREFILL_CHUNK + 40)
     random = np.random.default_rng(0)
-    prompts = [random.integers(0, 50, n).tolist() for n in (engine.PREFILL_CHUNK + 20, 30)]
+    prompts = [random.integers(0, 50, n).tolist() for n in (prefill.PREFILL_CHUNK + 20, 30)]
     together = rows(model.generate(prompts, 4, temperature=0))
     assert together == [rows(model.generate([p], 4, temperature=0))[0] for p in prompts]
     last = int(logits(model, prompts[0])[0, -1].argmax())

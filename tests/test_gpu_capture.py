@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig, emulated
+from tinytorch_gpu.cuda.copies import CudaReader, EmulatedReader
+from tinytorch_gpu.cuda.graph import CudaGraph, EmulatedGraph
 from tinytorch_gpu.emulated import CaptureError, Pool, traffic, using_pool
 from tinytorch_gpu.emulated.arrays import capturing
-from tinytorch_gpu.generation import Cache, engine
-from tinytorch_gpu.generation.capture import CapturedStep, capture
+from tinytorch_gpu.generation import Cache, Sampler, Sampling, capture
 
 LLAMA = {"num_kv_heads": 2, "norm": "rms", "position": "rotary", "activation": "swiglu",
          "ffn_bias": False}  # fmt: skip
@@ -28,11 +29,11 @@ def build(choices: dict[str, Any], gpu: str) -> Transformer:
 
 
 def captured(model: Transformer, prompt: list[list[int]], token: list[int]) -> Any:
-    """The logits of a captured step and what repeats it, after a prompt of equal rows."""
+    """The cache, the logits of the first step after a prompt of equal rows, and the step."""
     cache = Cache.for_model(model, len(prompt), 12)
     model(prompt, cache=cache)
-    run = engine._Run(model, [np.array([1])] * len(prompt), 1, None, (), 0, cache)  # type: ignore[arg-type]
-    return cache, *capture(model, cache, model.device.asarray(token), run._step)
+    step = capture(model, len(prompt), cache)
+    return cache, step(token), step
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -43,7 +44,7 @@ def test_logits_are_those_of_the_whole_sequence(gpu: str, family: str, batch: in
     ids = random.integers(0, 50, (batch, 9))
     whole = model(ids).detach().cpu().numpy()
     cache, logits, step = captured(model, ids[:, :3].tolist(), ids[:, 3].tolist())
-    assert isinstance(step, CapturedStep)
+    assert step.form == ("graph" if gpu == "cuda" else "checked list")
     np.testing.assert_allclose(logits.cpu().numpy(), whole[:, 3], atol=2e-5)
     for i in range(4, 9):
         found = step(model.device.asarray(ids[:, i])).cpu().numpy()
@@ -75,7 +76,7 @@ def test_a_longer_pass_may_come_between(gpu: str) -> None:
 
 def test_what_appends_by_array_code_is_not_captured(gpu: str) -> None:
     model = build(LLAMA | {"qk_norm": True}, gpu)
-    assert captured(model, [[1, 2]], [3])[2] is None
+    assert captured(model, [[1, 2]], [3])[2].form == "steps"
 
 
 def test_a_step_is_five_launches_a_layer() -> None:
@@ -92,18 +93,100 @@ def test_a_step_is_five_launches_a_layer() -> None:
     assert [names[0], *names[11:]] == around
 
 
-def test_a_step_needs_neither_the_host_nor_memory() -> None:
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "drawn": {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed": 3},
+    "penalty": {"temperature": 1.2, "repetition_penalty": 1.4, "min_p": 0.01, "seed": 3},
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_choice_is_part_of_the_step(gpu: str, sampling: str, batch: int) -> None:
+    """The ids are those of ordinary steps and of the CPU, one replay for each."""
+    options = dict(SAMPLINGS[sampling])
+    model, host = build(LLAMA, gpu), build(LLAMA, "cpu")
+    seed = options.pop("seed", 0)
+    sampler = Sampler(Sampling(**options), batch, 50, model.device, seed)
+    cache = Cache.for_model(model, batch, 20)
+    step, found = capture(model, batch, cache, sampler), []
+    sampler.see(model.device.asarray(np.full((batch, 1), 7)))
+    for i in range(12):
+        found.append(step([7] * batch if i == 0 else None).get().tolist())
+    assert step.form == ("graph" if gpu == "cuda" else "checked list")
+    expected = host.generate([[7]] * batch, 12, seed=seed, **options).numpy()[:, 1:]
+    np.testing.assert_array_equal(np.array(found).T, expected)
+
+
+def test_a_step_with_a_choice_needs_neither_the_host_nor_memory() -> None:
     model = build(GPT2, "emulated")
-    cache, _, step = captured(model, [[1, 2, 3]], [4])
+    sampler = Sampler(Sampling(0.8, 5, repetition_penalty=1.2), 2, 50, model.device, 1)
+    step = capture(model, 2, Cache.for_model(model, 2, 12), sampler)
+    step([1, 2])
     before = (traffic.syncs, traffic.uploads, traffic.allocations)
     shapes = []
     for _ in range(3):
         with emulated.recorded() as launches:
-            step.replay()
-        cache.count_step()
+            step()
         shapes.append([(launch.kernel, launch.grid, launch.block) for launch in launches])
     assert (traffic.syncs, traffic.uploads, traffic.allocations) == before
     assert shapes[0] == shapes[1] == shapes[2]
+    names = [kernel for kernel, *_ in shapes[0]][-4:]
+    assert names == ["penalize_logits", "sample_tokens", "mark_seen_tokens", "feed_tokens"]
+
+
+def test_the_next_step_is_under_way_before_tokens_are_read(
+    gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, events = build(LLAMA, gpu), []
+    graph = CudaGraph if gpu == "cuda" else EmulatedGraph
+    read = CudaReader if gpu == "cuda" else EmulatedReader
+    for owner, name in ((graph, "replay"), (read, "start"), (read, "wait")):
+        real = getattr(owner, name)
+
+        def noted(self: Any, *args: Any, real: Any = real, name: str = name) -> Any:
+            events.append(name)
+            return real(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+    steps = model.generate([[1, 2, 3]], 6, temperature=0, stream=True)
+    next(steps)
+    next(steps)
+    events.clear()
+    syncs = traffic.syncs, traffic.uploads
+    for _ in range(3):
+        next(steps)
+    assert events == ["start", "replay", "wait"] * 3
+    if gpu == "emulated":
+        assert (traffic.syncs - syncs[0], traffic.uploads - syncs[1]) == (3, 0)
+    events.clear()
+    next(steps)
+    assert events == ["start", "wait"], "nothing is launched after the last token"
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_token_launched_too_much_is_taken_back(gpu: str, stop: bool) -> None:
+    model, host = build(LLAMA, gpu), build(LLAMA, "cpu")
+    prompts = [[1, 2, 3], [9, 8]]
+    free = host.generate(prompts, 12, temperature=0)
+    stops = [int(free[0].numpy()[6])] if stop else []
+    expected = host.generate(prompts, 12, temperature=0, stop_tokens=stops)
+    cache = Cache.for_model(model, 2, 32)
+    steps = model.generate(prompts, 12, temperature=0, stop_tokens=stops, cache=cache, stream=True)
+    found = list(steps) if stop else [next(steps) for _ in range(4)]
+    steps.close()
+    counts = []
+    for row, prompt in enumerate(prompts):
+        own = [int(s.tokens[row]) for i, s in enumerate(found)
+               if not i or not found[i - 1].finished[row]]  # fmt: skip
+        assert own == expected[row].numpy()[len(prompt) :][: len(own)].tolist()
+        counts.append(len(prompt) + len(own) - 1)
+    assert cache.lengths.tolist() == counts
+    more = model.generate([[5], [6]], 3, temperature=0, cache=cache)
+    for row in range(2):
+        whole = [*expected[row].numpy()[: counts[row]].tolist(), 5 + row]
+        again = host.generate([whole], 3, temperature=0).numpy()[0, -3:]
+        assert more[row].numpy()[1:].tolist() == again.tolist()
 
 
 def test_a_capture_refuses_what_a_graph_cannot_hold() -> None:

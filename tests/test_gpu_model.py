@@ -139,10 +139,10 @@ def test_moving_there_and_back(gpu: str) -> None:
 def test_a_decode_step_waits_for_the_host_once(
     monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """One copy to the host, of the tokens; none from it: its numbers are on the device already."""
+    """One wait, for the copy of the tokens; nothing goes to the device: its numbers are there already."""
     import cupy
 
-    from tinytorch_gpu.generation import engine
+    from tinytorch_gpu.cuda.copies import CudaReader
 
     config = TransformerConfig(50, 32, 4, 2, 48, 64, **FAMILIES[family])
     model = Transformer.from_config(config, device="cuda", seed=1)
@@ -150,17 +150,17 @@ def test_a_decode_step_waits_for_the_host_once(
     steps = model.generate([[1, 2, 3]], 8, stream=True, **options)
     for _ in range(3):  # the prompt, and a step that is captured
         next(steps)
-    copies, to_numpy, make = [], engine.to_numpy, cupy.asarray
+    waits, wait, make = [], CudaReader.wait, cupy.asarray
 
     def only_from_the_device(x: Any, *rest: Any, **more: Any) -> Any:
         assert isinstance(x, cupy.ndarray), f"a copy of {x!r} to the device in a decode step"
         return make(x, *rest, **more)
 
-    monkeypatch.setattr(engine, "to_numpy", lambda x: copies.append(1) or to_numpy(x))
+    monkeypatch.setattr(CudaReader, "wait", lambda self: waits.append(1) or wait(self))
     for name in ("asarray", "array"):
         monkeypatch.setattr(cupy, name, only_from_the_device)
     next(steps)
-    assert len(copies) == 1
+    assert len(waits) == 1
 
 
 def test_arrays_of_two_devices_are_named(gpu: str) -> None:

@@ -38,18 +38,25 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[An
 
 
 def uniform(state: Any, count: int, dtype: Any) -> Any:
-    """``count`` numbers of ``dtype`` in (0, 1) for ``state`` = uint64 [seed, offset].
+    """``count`` numbers of ``dtype`` in (0, 1) for ``state`` = uint64 [seed, offset], or
+    (count, 2): one for each number.
 
     Element i is word ``i % 4`` of the counter (i // 4, offset), so a kernel thread can make any
     four of them on its own.
     """
     xp = namespace(state)
-    group = xp.arange((count + 3) // 4, dtype=xp.uint64)
-    seed, offset = state[0], state[1]
+    own = state.ndim == 2
+    group = xp.arange(count if own else (count + 3) // 4, dtype=xp.uint64)
+    group = group // 4 if own else group
+    seed, offset = state[..., 0], state[..., 1]
     words = philox(
         (group & _LOW, group >> 32, offset & _LOW, offset >> 32), (seed & _LOW, seed >> 32)
     )
-    bits = xp.reshape(xp.stack(words, axis=1), (-1,))[:count]
+    table = xp.stack(words, axis=1)
+    if own:
+        bits = xp.take_along_axis(table, xp.arange(count)[:, None] % 4, axis=1)[:, 0]
+    else:
+        bits = xp.reshape(table, (-1,))[:count]
     # 23 bits and the half keep both 0 and 1 out, in float32 too.
     return (xp.astype(bits >> 9, dtype) + 0.5) * 2.0**-23
 

@@ -23,11 +23,10 @@ import numpy
 from .. import __version__
 from ..backend import to_numpy
 from ..checkpoint import open_model
-from ..core.tensor import no_grad, wrap
+from ..core.tensor import no_grad
 from ..devices import device
-from ..generation import Cache
-from ..generation.capture import can_capture, capture
-from ..generation.engine import PREFILL_CHUNK
+from ..generation import Cache, capture
+from ..generation.prefill import prefill
 from ..processors import set_threads, threads
 
 
@@ -153,7 +152,7 @@ class Test:
         self.cache_dtype = str(self.cache.keys[0].dtype)
         random = numpy.random.default_rng(0)
         self.ids = random.integers(0, model.config.vocab_size, (batch, max(depth, prompt, 1)))
-        self.step: Any = None
+        self.step = capture(model, batch, self.cache)
 
     def once(self) -> float:
         """Tokens/s of one run, of all rows together."""
@@ -171,29 +170,15 @@ class Test:
 
     def _read(self, count: int) -> None:
         """Feed ``count`` tokens as a prompt is fed; the head sees the last one only."""
-        place = self.model.device
-        for first in range(0, count, PREFILL_CHUNK):
-            part = self.ids[:, first : min(first + PREFILL_CHUNK, count)]
-            hidden, _ = self.model.hidden(wrap(place.asarray(part)), cache=self.cache)
         if count:
-            to_numpy(self.model.logits(wrap(hidden.data[:, -1])).data)
+            to_numpy(prefill(self.model, self.ids[:, :count], self.cache).data)
 
     def _write(self) -> None:
         """Feed tokens one by one, by a captured step where there is one."""
-        place = self.model.device
-        ids = place.asarray(self.ids[:, 0])
+        ids = self.model.device.asarray(self.ids[:, 0])
         for _ in range(self.count):
-            if self.step is not None:
-                logits = self.step(ids)
-            elif can_capture(self.model, self.cache):
-                logits, self.step = capture(self.model, self.cache, ids, self._forward)
-            else:
-                logits = self._forward(wrap(ids[:, None]))
+            logits = self.step(ids)
             to_numpy(logits.data[:, 0])  # as sampling waits for it
-
-    def _forward(self, ids: Any) -> Any:
-        hidden, _ = self.model.hidden(ids, cache=self.cache)
-        return self.model.logits(wrap(hidden.data[:, -1]))
 
 
 # --- output ---

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..backend import dtype_name
-from ..ops import argmax, mark_seen, penalize, sample
+from ..ops import argmax, feed, mark_seen, penalize, sample
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
 
 SOURCE = Source("sampling.cu", REAL=ELEMENTS.values())
@@ -11,6 +11,7 @@ _sample_kernel = SOURCE.kernel("sample_tokens")
 _argmax_kernel = SOURCE.kernel("argmax_tokens")
 _mark_kernel = SOURCE.kernel("mark_seen_tokens")
 _penalize_kernel = SOURCE.kernel("penalize_logits")
+_feed_kernel = SOURCE.kernel("feed_tokens")
 
 
 def _threads(classes: int) -> int:
@@ -38,17 +39,23 @@ def _can_sample(
     if not _is_logits(logits):
         return False
     rows = logits.shape[0]
-    return all(_holds(x, "float32", rows) for x in (temperature, top_p, min_p)) and _holds(
-        top_k, "int64", rows
+    return (
+        all(_holds(x, "float32", rows) for x in (temperature, top_p, min_p))
+        and _holds(top_k, "int64", rows)
+        and _is_state(state, rows)
     )
 
 
+def _is_state(state: Any, rows: int) -> bool:
+    return dtype_name(state.dtype) == "uint64" and state.shape in ((2,), (rows, 2))
+
+
 def _draw(logits: Any, seen: Any, penalty: Any, mark: bool, *rest: Any) -> Any:
-    logits = packed(logits)
+    logits, own = packed(logits), rest[-1].ndim == 2
     rows, classes = logits.shape
     ids = empty(logits, rows, "int64")
     _sample_kernel(
-        rows, _threads(classes), logits, seen, packed(penalty), mark, *map(packed, rest), ids,
+        rows, _threads(classes), logits, seen, packed(penalty), mark, *map(packed, rest), own, ids,
         classes, REAL=element(logits),
     )  # fmt: skip
     return ids
@@ -115,6 +122,25 @@ def _penalize(logits: Any, seen: Any, penalty: Any) -> Any:
     return out
 
 
+def _feed(held: Any, ids: Any, state: Any) -> Any:
+    rows = held.shape[0]
+    _feed_kernel(-(-rows // 64), 64, held, packed(ids), state, state.ndim == 2, rows, REAL="float")
+    return held
+
+
+def _can_feed(held: Any, ids: Any, state: Any) -> bool:
+    rows = held.shape[0]
+    return (
+        dtype_name(held.dtype) == dtype_name(ids.dtype) == "int64"
+        and held.shape == (rows, 1)
+        and ids.shape == (rows,)
+        and _is_state(state, rows)
+        and held.flags.c_contiguous
+        and state.flags.c_contiguous
+    )
+
+
+feed.maker("cuda", _feed, accepts=_can_feed)
 argmax.maker("cuda", _argmax, accepts=_is_logits)
 sample.maker("cuda", _sample, accepts=_can_sample)
 mark_seen.maker("cuda", _mark_seen, accepts=_can_mark)

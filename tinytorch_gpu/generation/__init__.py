@@ -1,7 +1,22 @@
 """Generation: the cache of keys and values, and the loop that writes token by token."""
 
 from .cache import Cache, KVCache
-from .engine import Step, generate
+from .capture import DecodeStep, capture
+from .engine import generate
+from .prompts import Step
 from .sampler import Sampler, Sampling
+from .speculation import DraftModel, Lookup, Speculation
 
-__all__ = ["Cache", "KVCache", "Sampler", "Sampling", "Step", "generate"]
+__all__ = [
+    "Cache",
+    "DecodeStep",
+    "DraftModel",
+    "KVCache",
+    "Lookup",
+    "Sampler",
+    "Sampling",
+    "Speculation",
+    "Step",
+    "capture",
+    "generate",
+]

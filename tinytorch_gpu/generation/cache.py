@@ -153,12 +153,16 @@ class Cache:
         self.lengths = self.lengths + 1
 
     # --- between passes ---
-    def rollback(self, count: int, row: int | None = None) -> None:
-        """Forget the last ``count`` tokens of one row, or of all."""
+    def rollback(self, count: Any, row: int | None = None) -> None:
+        """Forget the last ``count`` tokens of one row, or of all: one number, or one a row (B,)."""
         rows = slice(None) if row is None else slice(row, row + 1)
-        if count < 0 or (self.lengths[rows] < count).any():
-            raise ValueError(f"cannot roll back {count} of {self.lengths[rows].tolist()} tokens")
-        self._set_lengths(rows, self.lengths[rows] - count)
+        count = numpy.asarray(count)
+        if (count < 0).any() or (self.lengths[rows] < count).any():
+            raise ValueError(
+                f"cannot roll back {count.tolist()} of {self.lengths[rows].tolist()} tokens"
+            )
+        if count.any():
+            self._set_lengths(rows, self.lengths[rows] - count)
 
     def reset(self, row: int | None = None) -> None:
         """Forget all tokens of one row, or of all rows."""

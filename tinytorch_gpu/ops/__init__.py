@@ -33,13 +33,13 @@ from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .optimizer import adamw, clip_scale, gradient_norm, sgd
 from .reduction import max, mean, softmax, sum
 from .rotary import rotary
-from .sampling import argmax, mark_seen, penalize, sample
+from .sampling import argmax, feed, mark_seen, penalize, sample
 from .shape import getitem, permute, reshape, split_heads
 
 __all__ = [
     "absolute", "adamw", "add", "add_layer_norm", "add_rms_norm", "advance", "argmax", "attention",
     "attention_with_weights", "cached_attention", "cast", "clip_scale", "concat", "cross_entropy", "divide", "dropout", "embedding",
-    "exp", "geglu", "gelu", "gelu_tanh", "getitem", "gradient_norm", "layer_norm", "linear", "log", "lora", "mark_seen", "matmul", "max",
+    "exp", "feed", "geglu", "gelu", "gelu_tanh", "getitem", "gradient_norm", "layer_norm", "linear", "log", "lora", "mark_seen", "matmul", "max",
     "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
     "rotary", "sample", "sgd", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",
     "where",

@@ -39,7 +39,8 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, st
     ``logits`` (B, V); the rest (B,): temperature 0 takes the likeliest; ``top_k`` 0 keeps all;
     ``top_p`` keeps the fewest likeliest tokens that reach that probability (Holtzman et al. 2019),
     among the top k; ``min_p`` drops tokens less likely than that share of the likeliest. Equal
-    logits at the edge stay together. ``state`` uint64 [seed, offset]. Gives ids (B,).
+    logits at the edge stay together. ``state`` uint64 [seed, offset], or (B, 2) of each row. Gives
+    ids (B,).
     """
     xp, wide = namespace(logits), widen(logits)
     rows, classes = wide.shape
@@ -63,3 +64,12 @@ def sample(logits: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, st
     goal = uniform(state, rows, xp.float64)[:, None] * total[:, -1:]
     drawn = xp.sum(xp.astype(total <= goal, xp.int64), axis=-1)
     return xp.where(greedy, xp.argmax(wide, axis=-1), drawn)
+
+
+@op(mutates=("held", "state"), differentiable=False)
+def feed(held: Any, ids: Any, state: Any) -> Any:
+    """Put the chosen ``ids`` (B,) where the next step reads them, ``held`` (B, 1), and let the next
+    draw be another one: ``state`` as for ``sample``."""
+    held[...] = ids[:, None]
+    state[..., 1] = state[..., 1] + 1
+    return held

@@ -1,0 +1,112 @@
+"""The kernels of a decode step on a GPU, launched again on the same memory, all as one CUDA graph.
+
+A norm is done by the linear map behind it, so that a layer is five launches.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from ..core.op import Call, record
+from ..core.tensor import no_grad
+from .cache import Cache
+
+# Operations that may only look at memory in another way.
+VIEWS = ("reshape", "permute", "getitem", "split_heads")
+
+
+def record_launches(run: Callable[[], None], cache: Cache) -> Callable[[], None] | None:
+    """Run a step through a fixed cache; return what repeats it as one graph, None if an operation has
+    no kernel."""
+    from ..cuda.graph import graph_of
+    from ..cuda.launch import Arena
+
+    arena = Arena()
+    calls = _Recorded(arena)
+    with arena.recording(), record(calls):
+        run()
+    launches = _repeatable(calls, len(cache.keys))
+    if launches is None:
+        return None
+
+    def again() -> None:
+        for launch in launches:
+            launch()
+
+    return graph_of(cache.device, again).replay
+
+
+class _Recorded(list[Call]):
+    """Calls, and for each the arrays that it asked for."""
+
+    def __init__(self, arena: Any):
+        super().__init__()
+        self.arena, self.given = arena, []  # type: ignore[var-annotated]
+
+    def append(self, call: Call) -> None:
+        """Note the arrays asked for since the last call."""
+        self.given.append(self.arena.arrays[sum(map(len, self.given)) :])
+        super().append(call)
+
+
+def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]] | None:
+    """The functions that launch the recorded kernels again; None if an operation has none."""
+    if sum(call.op.name == "cached_attention" for call in calls) != layers:
+        return None  # keys and values were appended by plain array code
+    made: list[Callable[[], None]] = []
+    skip = False
+    for i, call in enumerate(calls):
+        if skip or is_view(call):
+            skip = False
+            continue
+        if call.maker is None or not _in_place(call):
+            return None
+        after = calls[i + 1] if i + 1 < len(calls) else None
+        fused = _normed_linear(call, after, calls)
+        skip = fused is not None
+        forward, given = fused or call.maker.forward, calls.given[i + skip]
+        source = after if skip and after is not None else call
+        made.append(_launch(forward, source, given))
+    return made
+
+
+def _launch(forward: Callable[..., Any], call: Call, given: list[Any]) -> Callable[[], None]:
+    from ..cuda.launch import Arena
+
+    arena = Arena(given)
+
+    def launch() -> None:
+        with no_grad(), arena.repeating():
+            forward(*call.arrays, **call.options)
+
+    return launch
+
+
+def _in_place(call: Call) -> bool:
+    """Whether the kernels take the arrays as they lie: a copy made first would be new memory."""
+    given = [a for a in call.arrays if hasattr(a, "flags")]
+    return call.op.name == "cached_attention" or all(a.flags.c_contiguous for a in given)
+
+
+def is_view(call: Call) -> bool:
+    """Whether a call has done nothing: its result lies in its argument's memory."""
+    if call.op.name not in VIEWS:
+        return False
+    x = call.arrays[0]
+    results = call.result if isinstance(call.result, tuple) else (call.result,)
+    if type(x) is numpy.ndarray:
+        return all(numpy.may_share_memory(x, r) for r in results)
+    return all(x.data.ptr <= r.data.ptr < x.data.ptr + max(1, x.nbytes) for r in results)
+
+
+def _normed_linear(call: Call, after: Call | None, calls: list[Call]) -> Any:
+    """The forward that does a norm and the linear map behind it in one launch, if there is one."""
+    from ..cuda.linear import after_norm
+
+    if after is None or after.op.name != "linear" or call.op.name not in ("layer_norm", "rms_norm"):
+        return None
+    uses = sum(any(a is call.result for a in c.arrays) for c in calls)
+    if after.arrays[0] is not call.result or uses != 1:
+        return None
+    return after_norm(call.op.name, call.arrays, call.options, after.arrays)

@@ -1,0 +1,215 @@
+"""Guesses at the next tokens, for the model to check several in one pass.
+
+The check changes nothing of what comes out: at each position the model chooses its own token, by the
+same random numbers as without speculation, and a draft is worth its tokens up to the first that differs
+from the model's choice. This is speculative sampling (Leviathan et al. 2023; Chen et al. 2023) with
+the draft and the model coupled by common random numbers (Daliri et al. 2024, "Coupling without
+communication and drafter-invariant speculative decoding"): the text does not depend on the draft at
+all, so a seed gives the same text with any draft, of any length, or none.
+"""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from ..backend import namespace, to_numpy
+from ..core.tensor import no_grad
+from .cache import Cache
+from .capture import DecodeStep, capture
+from .pace import Pace
+from .prefill import prefill
+from .sampler import Sampler
+
+MOST = 7  # with the token before them eight, what the kernels for attention through a cache take at once
+
+
+class Speculation(ABC):
+    """Where drafts come from, and how they fared: ``drafted`` tokens of which ``accepted`` came true, in
+    ``rounds`` passes. ``most`` bounds a draft; ``adaptive=False`` drafts as much always, where
+    otherwise measured times and the share that came true decide (``Pace``).
+
+    One may be used for many calls of ``generate``, one after the other, and learns from each.
+    """
+
+    def __init__(self, most: int = MOST, adaptive: bool = True):
+        if not hasattr(most, "__index__") or most < 1:
+            raise ValueError(f"most must be a whole number from 1 on, not {most!r}")
+        self.most, self.adaptive, self.pace = operator.index(most), adaptive, Pace(most)
+        self.drafted = self.accepted = self.rounds = 0
+
+    def check(self, model: Any) -> None:  # noqa: B027  most drafts are for any model
+        """A ValueError if drafts cannot be for ``model``."""
+
+    @abstractmethod
+    def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
+        """A generation begins after the tokens ``rows``, with at most ``room`` tokens a row in all."""
+
+    @abstractmethod
+    def learn(self, row: int, tokens: list[int], accepted: int) -> None:
+        """These tokens were added to a row; ``accepted`` of them by its last draft."""
+
+    @abstractmethod
+    def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
+        """Guess up to ``count`` next tokens of each row, and no more than ``limits`` (B,) of it.
+
+        Returns ids (B, K), on the host or on the model's device, and how many of each row are there
+        (B,); K is at least the largest of them. ``sampler`` is the model's, to be looked at only.
+        """
+
+
+def speculation_of(given: Any, model: Any) -> Speculation | None:
+    """The ``speculate`` of ``generate``; what cannot be one is a ValueError."""
+    if given is None or isinstance(given, Speculation):
+        made = given
+    elif isinstance(given, str):
+        if given != "lookup":
+            raise ValueError(f'speculate must be "lookup", a model or a Speculation, not {given!r}')
+        made = Lookup()
+    elif hasattr(given, "hidden") and hasattr(given, "config"):
+        made = DraftModel(given)
+    else:
+        raise ValueError(f'speculate must be "lookup", a model or a Speculation, not {given!r}')
+    if made is not None:
+        made.check(model)
+    return made
+
+
+class Lookup(Speculation):
+    """Prompt lookup (Saxena 2023): where the last tokens of a row stood before in it, what followed
+    there may follow again. The longest of ``ngrams`` counts that is found decides, and of its places the
+    last. ``before`` are tokens of each row that a given cache holds already.
+    """
+
+    def __init__(
+        self, most: int = MOST, adaptive: bool = True, ngrams: Sequence[int] = (4, 3, 2),
+        before: Sequence[Sequence[int]] = (),
+    ):  # fmt: skip
+        super().__init__(most, adaptive)
+        if not ngrams or any(not hasattr(n, "__index__") or n < 1 for n in ngrams):
+            raise ValueError(f"ngrams must be whole numbers from 1 on, not {ngrams!r}")
+        self.ngrams, self.before = sorted(set(ngrams), reverse=True), before
+        self._rows: list[list[int]] = []
+        self._places: list[dict[tuple[int, ...], int]] = []
+
+    def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
+        self._rows, self._places = [[] for _ in rows], [{} for _ in rows]
+        for row, tokens in enumerate(rows):
+            held = list(self.before[row]) if row < len(self.before) else []
+            self.learn(row, held + tokens, 0)
+
+    def learn(self, row: int, tokens: list[int], accepted: int) -> None:
+        known, places = self._rows[row], self._places[row]
+        for token in tokens:
+            # What ends here is noted only now that something follows it.
+            for n in self.ngrams:
+                if len(known) >= n:
+                    places[tuple(known[-n:])] = len(known)
+            known.append(token)
+
+    def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
+        ids = numpy.full((len(self._rows), count), -1, numpy.int64)
+        counts = numpy.zeros(len(self._rows), numpy.int64)
+        for row, limit in enumerate(limits):
+            found = self._follow(row, min(count, int(limit)))
+            counts[row] = len(found)
+            ids[row, : len(found)] = found
+        return ids, counts
+
+    def _follow(self, row: int, count: int) -> list[int]:
+        known, places = self._rows[row], self._places[row]
+        for n in self.ngrams if count > 0 else ():
+            start = places.get(tuple(known[-n:])) if len(known) >= n else None
+            if start is not None:
+                # A text that repeats itself goes on from its own draft.
+                period = len(known) - start
+                return [known[start + i % period] for i in range(count)]
+        return []
+
+
+class DraftModel(Speculation):
+    """A smaller ``model`` with the same vocabulary writes the drafts, with the sampling and the random
+    numbers of the model that checks them.
+
+    It keeps its own cache, of at most ``capacity`` tokens a row, and takes from one call to the next what
+    stays the same. ``before`` as for ``Lookup``.
+    """
+
+    def __init__(
+        self, model: Any, most: int = MOST, adaptive: bool = True, capacity: int | None = None,
+        before: Sequence[Sequence[int]] = (),
+    ):  # fmt: skip
+        super().__init__(most, adaptive)
+        self.model, self.capacity, self.before = model, capacity, before
+        self._cache: Cache | None = None
+        self._sampler: Sampler | None = None
+        self._step: DecodeStep | None = None
+        self._rows: list[list[int]] = []
+        self._valid, self._count = numpy.zeros(0, numpy.int64), 1
+
+    def check(self, model: Any) -> None:
+        ours, theirs = self.model.config.vocab_size, model.config.vocab_size
+        if ours != theirs:
+            raise ValueError(
+                f"the draft model has a vocabulary of {ours} tokens, the model one of {theirs}: "
+                "they must share it"
+            )
+
+    def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
+        held = [list(r) for r in self.before] or [[] for _ in rows]
+        rows = [before + row for before, row in zip(held, rows, strict=True)]
+        room = max(room, max(map(len, rows)) + 1)
+        old, kept = self._rows, numpy.zeros(len(rows), numpy.int64)
+        if self._cache is None or self._cache.batch != len(rows) or self._cache.capacity < room:
+            wanted = max(room, self.capacity or 0)
+            self._cache = Cache.for_model(self.model, len(rows), wanted)
+        else:
+            pairs = zip(old, rows, self._valid, strict=True)
+            kept = numpy.array([shared(a[: int(n)], b) for a, b, n in pairs])
+            self._cache.rollback(self._cache.lengths - kept)
+        self._rows, self._valid = rows, kept
+        self._sampler = sampler.fork(self.model.device)
+        self._step = capture(self.model, len(rows), self._cache, self._sampler)
+
+    def learn(self, row: int, tokens: list[int], accepted: int) -> None:
+        self._rows[row] += tokens
+        # What was fed of a draft that came true stays in the cache; its last token was not fed.
+        self._valid[row] += min(accepted, self._count - 1)
+
+    def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
+        cache, own = self._cache, self._sampler
+        assert cache is not None and own is not None and self._step is not None
+        room = cache.capacity - max(map(len, self._rows))
+        count = min(count, int(max(limits)), room)
+        counts = numpy.minimum(limits, count)
+        if count < 1:
+            return numpy.zeros((len(limits), 0), numpy.int64), numpy.zeros_like(limits)
+        return self._write(cache, own, self._step, count, sampler), counts
+
+    def _write(
+        self, cache: Cache, own: Sampler, step: DecodeStep, count: int, sampler: Sampler
+    ) -> Any:
+        """Draft ``count`` tokens of each row: ids (B, count)."""
+        lengths = numpy.array([len(row) for row in self._rows])
+        # At least one token must be fed to get an answer.
+        kept = numpy.minimum(self._valid, lengths - 1)
+        cache.rollback(cache.lengths - kept)
+        own.follow(sampler)
+        todo = [row[int(n) :] for row, n in zip(self._rows, kept, strict=True)]
+        made = []
+        with no_grad(), self.model.device.active():
+            own(prefill(self.model, todo, cache))
+            for _ in range(count - 1):
+                made.append(own.ids.copy())
+                step()
+            ids = namespace(own.ids).concat([*made, own.ids], axis=1)
+        self._valid, self._count = lengths, count
+        return ids if sampler.place == self.model.device else sampler.place.asarray(to_numpy(ids))
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginnings."""
+    same = min(len(a), len(b))
+    return next((i for i in range(same) if a[i] != b[i]), same)
