@@ -17,7 +17,7 @@ from .course import (
     TransformerProfiler,
 )
 from .deployment import Fit, deployment
-from .formats import FORMATS, Format, weight_format
+from .formats import FORMATS, Format
 from .machine import measure_device
 from .memory import InferenceMemory, TrainingMemory, inference_memory, training_memory
 from .parameters import Component, count_parameters, parameters
@@ -40,6 +40,6 @@ __all__ = [
     "Timed", "TokenizationProfiler", "TrainingMemory", "TransformerProfiler", "Workload", "count_parameters",
     "decode", "deployment", "forward_calls", "inference_memory", "measure_device", "measure_generation",
     "measure_training", "named_device", "parameters", "prefill", "read_spec", "roofline", "scaling",
-    "standard_studies", "train_step", "training_against_inference", "training_memory", "weight_format",
+    "standard_studies", "train_step", "training_against_inference", "training_memory",
     "width_against_depth",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import TransformerConfig
-from .formats import FORMATS, Format, activation_dtype, weight_format
+from .formats import Format, activation_format, bytes_per_weight, format_named, stored_as
 
 IDS = 8  # token ids and positions are int64
 
@@ -97,29 +97,29 @@ class Setting:
     def __post_init__(self) -> None:
         if self.config.encoder_layers or self.config.position == "relative":
             raise ValueError("encoder-decoder models and relative positions are not counted yet")
-        weight_format(self.dtype)
+        format_named(self.dtype)
         if self.cache_dtype is not None:
-            weight_format(self.cache_dtype)
+            format_named(self.cache_dtype)
 
     @property
     def weights(self) -> Format:
-        """How matrices are stored."""
-        return weight_format(self.dtype)
+        """How matrices are asked for: ``stored_as`` says how each one is."""
+        return format_named(self.dtype)
 
     @property
     def activations(self) -> Format:
         """How activations are stored."""
-        return FORMATS[activation_dtype(self.weights, self.where)]
+        return activation_format(self.weights, self.where)
 
     @property
     def cache(self) -> Format:
         """How keys and values are stored."""
-        return self.activations if self.cache_dtype is None else weight_format(self.cache_dtype)
+        return self.activations if self.cache_dtype is None else format_named(self.cache_dtype)
 
     def weight(self, name: str, *shape: int) -> Array:
-        """A parameter: vectors are never in blocks."""
-        form = FORMATS["float32"] if len(shape) == 1 and self.weights.quantized else self.weights
-        return Array(shape, form.bytes_per_weight, "weight", name)
+        """A parameter: a vector, or a matrix (out, in)."""
+        form = stored_as(self.weights, name, shape, self.config.tie_embeddings)
+        return Array(shape, bytes_per_weight(form), "weight", name)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Walk:
 
     def __init__(self, setting: Setting, run: Pass):
         self.setting, self.run, self.config = setting, run, setting.config
-        self.width = setting.activations.bytes_per_weight
+        self.width = bytes_per_weight(setting.activations)
         self.part, self.layer, self.times = "embed", None, 1  # type: tuple[str, int | None, int]
         self.calls: list[Call] = []
         self.positions = Array((run.tokens,), IDS, "ids", "positions")
@@ -320,7 +320,7 @@ class _Walk:
         config, run = self.config, self.run
         stop = run.past + run.tokens
         shape = (run.batch, stop, config.kv_heads, config.head_size)
-        width = self.setting.cache.bytes_per_weight
+        width = bytes_per_weight(self.setting.cache)
         keys, values = (Array(shape, width, "cache", n) for n in ("keys", "values"))
         tables = (*self._tables(), self.positions) if config.position == "rotary" else (None,) * 3
         out = self.activation(run.batch, run.tokens, config.num_heads * config.head_size)
@@ -342,7 +342,7 @@ class _Walk:
                 q, k = self._turned(q, None), self._turned(k, None)
         if run.cached:  # the cache takes copies; attention reads it all
             shape = (run.batch, run.past + run.tokens, shared, head)
-            width = self.setting.cache.bytes_per_weight
+            width = bytes_per_weight(self.setting.cache)
             k, v = (Array(shape, width, "cache", n) for n in ("keys", "values"))
         lse = Array((run.batch, heads, run.tokens, 1), max(4, self.width))
         dropout = config.dropout if run.gradients else 0.0

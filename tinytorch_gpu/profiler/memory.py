@@ -7,6 +7,7 @@ maker needs for itself (``workspace``).
 from dataclasses import asdict, dataclass
 
 from .calls import Array, Call, Pass, Setting, forward_calls, loss_calls
+from .formats import bytes_per_weight
 from .lifetimes import Backward, Ledger, held, run_forward
 from .parameters import parameters
 from .workspace import rotary_factors, update_workspace
@@ -86,7 +87,7 @@ def training_memory(
 
     With ``recompute`` only the input of each block is kept, and the block runs again in the backward.
     """
-    if setting.weights.quantized:
+    if setting.weights.blocked:
         raise ValueError(f"{setting.dtype} weights are not trained: choose a floating dtype")
     weights = all_weights(setting)
     stored = sum(w.nbytes for w in weights)
@@ -189,7 +190,7 @@ def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMem
     """Memory of generating with ``batch`` rows of up to ``context`` tokens, the prompt fed in parts."""
     config = setting.config
     weights = sum(part.nbytes for part in parameters(setting))
-    per_token = 2 * config.kv_heads * config.head_size * setting.cache.bytes_per_weight
+    per_token = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.cache)
     cache = round(config.num_layers * batch * context * per_token)
     tokens = min(context, PREFILL_CHUNK)
     run = Pass(batch, tokens, past=context - tokens, cached=True, last=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..checkpoint.shapes import block_shapes, outer_shapes
 from .calls import Setting
+from .formats import bytes_per_weight, stored_as
 
 _PARTS = {"norm1": "norms", "norm2": "norms", "attention": "attention", "ffn": "feed_forward"}
 _OUTER = {
@@ -36,23 +37,23 @@ def parameters(setting: Setting) -> list[Component]:
     config = setting.config
     counts = dict.fromkeys(_NAMES, 0)
     each, stored = dict(counts), dict.fromkeys(_NAMES, 0.0)
-    shapes = [
-        (_OUTER[full.split(".")[0]], shape, 0) for full, shape in outer_shapes(config).items()
-    ]
-    shapes += [
-        (_PARTS[full.split(".")[2]], shape, 1) for full, shape in block_shapes(config).items()
-    ]
-    for name, shape, layered in shapes:
-        count = math.prod(shape)
-        width = (
-            4.0
-            if len(shape) == 1 and setting.weights.quantized
-            else setting.weights.bytes_per_weight
-        )
-        times = config.num_layers if layered else 1
-        counts[name] += count * times
-        stored[name] += count * times * width
-        each[name] += count * layered
+    outer = {
+        name.split(".")[0]: shape
+        for name, shape in outer_shapes(config).items()
+        if "final" not in name
+    }
+    norm = {name: shape for name, shape in outer_shapes(config).items() if "final" in name}
+    entries = [(_OUTER[name], name, shape, 0) for name, shape in outer.items()]
+    entries += [("norms", name, shape, 0) for name, shape in norm.items()]
+    entries += [(_PARTS[n.split(".")[2]], n, shape, 1) for n, shape in block_shapes(config).items()]
+    for part, name, shape, layered in entries:
+        count, times = math.prod(shape), config.num_layers if layered else 1
+        # The shapes of all matrices but the tables are (in, out).
+        rows = shape if len(shape) == 1 or part.endswith("embedding") else shape[::-1]
+        form = stored_as(setting.weights, name, rows, config.tie_embeddings)
+        counts[part] += count * times
+        stored[part] += count * times * bytes_per_weight(form)
+        each[part] += count * layered
     return [Component(n, counts[n], each[n], round(stored[n])) for n in _NAMES if counts[n]]
 
 

@@ -64,7 +64,7 @@ def numbers(config: TransformerConfig, work: Workload, device: DeviceSpec) -> di
         "prefill_seconds": roofline(first, setting, device).seconds,
         "decode_seconds": roofline(step, setting, device).seconds,
     }  # fmt: skip
-    if not setting.weights.quantized:
+    if not setting.weights.blocked:
         train = train_step(setting, work.batch, work.tokens)
         memory = training_memory(setting, work.batch, work.tokens)
         made |= {
