@@ -11,7 +11,7 @@ COMMANDS = {
     "convert": "quantize; GGUF to a Hugging Face folder and back",
     "bench": "how fast a model reads a prompt and writes",
     "inspect": "what a model file holds and would need, without loading it",
-    "profile": "what the kernels do, counted on the emulated device",
+    "profile": "where time and memory go, counted and measured",
     "doctor": "what is installed, what is missing, and how to fix it",
 }
 
@@ -177,14 +177,30 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("work", nargs="?", default="generate", choices=("generate", "train"))
-    parser.add_argument("-m", "--model", help="as for generate -m (default: a small random one)")
-    parser.add_argument("--device", default="emulated", help="emulated")
-    parser.add_argument("--dtype", default="float32", choices=_DTYPES[:3], help="of the weights")
-    parser.add_argument(
-        "--tokens", type=number(int, 1), default=8, help="to generate, or to train on"
+    add = parser.add_argument
+    add("work", nargs="?", default="generate", choices=("generate", "train", "ops"),
+        help="ops is both: every operation of the model")  # fmt: skip
+    add("-m", "--model", help="a preset (random weights), or as for generate -m (default: smollm2; to "
+        "train shakespeare-char)")  # fmt: skip
+    add("--device", help="measured: auto (default), cpu, cuda, cuda:N; counted alone: a device by name "
+        "(\"RTX 4090\", T4, ...), or the kernels on emulated")  # fmt: skip
+    add("--device-spec", metavar="FILE", help="peak rates of another device, in JSON")
+    add("--dtype", default="float32", help="of the weights: a dtype, or blocks such as q4_0")
+    add("--batch", type=number(int, 1), help="rows (default 1)")
+    add(
+        "--context",
+        type=number(int, 1),
+        help="tokens of the prompt, or to learn from (default 128)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON array")
+    add(
+        "--tokens", type=number(int, 1), default=8, help="to generate; on emulated also to train on"
+    )
+    add("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    add("--recompute", action="store_true", help="training keeps each block's input only")
+    add(
+        "--studies", action="store_true", help="also what each size does, and which devices hold it"
+    )
+    add("--json", metavar="FILE", help="write all values to FILE (-: standard output) instead")
 
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -1,140 +1,107 @@
-"""``profile --device emulated``: what the kernels of a generation or a training step do, counted."""
+"""``profile``: where the time and the memory of a model go, on a device that is here or on another.
+
+On a device that is here (cpu, cuda) a real run is measured and set beside what was counted; on one by name
+(``--device "RTX 4090"``, ``--device-spec FILE``) it is counted alone; the emulated one counts what its kernels
+do.
+"""
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from pathlib import Path
 from typing import Any
 
-from ..config import TransformerConfig
-from ..devices import device
+from ..config import PRESETS, preset
 from .main import UsageError
 
-# A small model of the LLaMA kind: every kernel of a real one, in seconds.
-SMALL = TransformerConfig(
-    256, 64, 4, 2, 192, 128, num_kv_heads=2, norm="rms", position="rotary", activation="swiglu",
-    ffn_bias=False,
-)  # fmt: skip
+HERE = ("auto", "cpu", "cuda", "emulated")
+DEFAULTS = {"generate": "smollm2", "train": "shakespeare-char", "ops": "shakespeare-char"}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    if arguments.device != "emulated":
-        raise UsageError("profile counts what kernels do on --device emulated, and no other yet")
-    from ..emulated import recorded
+    if arguments.device == "emulated":
+        from .profile_kernels import counted, page
 
-    model = _model(arguments)
-    work = {"generate": _generate, "train": _train}[arguments.work]
-    with recorded() as launches:
-        work(model, arguments.tokens)
-    rows = table(launches)
-    print(json.dumps(rows) if arguments.json else page(rows))
+        rows = counted(arguments)
+        _give(arguments, rows, lambda: print(page(rows)))
+        return 0
+    report = _report(arguments)
+    _give(arguments, report.to_dict(), lambda: _show(report))
     return 0
 
 
-def _model(arguments: argparse.Namespace) -> Any:
+def _give(arguments: argparse.Namespace, values: Any, show: Any) -> None:
+    """Print the tables, or write the values where ``--json`` says ("-": standard output)."""
+    if arguments.json is None:
+        show()
+        return
+    text = json.dumps(values)
+    if arguments.json == "-":
+        print(text)
+    else:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        print(f"written: {arguments.json}", file=sys.stderr)
+
+
+def _show(report: Any) -> None:
+    try:
+        from ..profiler.report.table import show
+    except ImportError:
+        raise UsageError(
+            "the tables need rich: pip install 'tinytorch-gpu[profile]' (--json FILE works without)"
+        ) from None
+    show(report)
+
+
+def _report(arguments: argparse.Namespace) -> Any:
+    from ..devices import device
+    from ..profiler import Setting, measure_device, named_device, read_spec
+    from ..profiler.report import build_report
+    from ..profiler.report.data import Asked
+    from ..profiler.runs import setting_of
+
+    here = arguments.device is None and not arguments.device_spec
+    here = here or (arguments.device or "").partition(":")[0] in HERE
+    name, config = _model(arguments)
+    batch = arguments.batch or 1
+    context = arguments.context or min(128, config.max_seq_length - arguments.tokens)
+    if context < 1 or context > config.max_seq_length:
+        raise UsageError(f"--context must be from 1 to the model's {config.max_seq_length} tokens, not {context}")  # fmt: skip
+    asked = Asked(
+        arguments.work, batch, context, arguments.tokens, arguments.optimizer, arguments.recompute
+    )
+    given = read_spec(arguments.device_spec) if arguments.device_spec else None
+    if not here:
+        spec = given or named_device(arguments.device)
+        setting = Setting(config, arguments.dtype, spec.where)
+        return build_report(name, setting, spec, asked, studies=arguments.studies)
+    place = device(arguments.device or "auto")
+    model = _load(arguments, place, config)
+    setting = setting_of(model)
+    spec = given or measure_device(place, setting.activations.name)
+    return build_report(name, setting, spec, asked, model, arguments.studies)
+
+
+def _model(arguments: argparse.Namespace) -> tuple[str, Any]:
+    """The name of a model for a reader, and its configuration. A path's own name is enough."""
+    named = arguments.model or DEFAULTS[arguments.work]
+    if named in PRESETS:
+        return named, preset(named)
+    from ..checkpoint import open_model
+
+    file = open_model(named)
+    return file.path.stem, file.config
+
+
+def _load(arguments: argparse.Namespace, place: Any, config: Any) -> Any:
+    """The model on the device: a preset has random weights."""
     from ..core.transformers import Transformer
+    from ..quantized import is_blocked
 
-    place = device(arguments.device)
-    if arguments.model:
-        return Transformer.from_pretrained(arguments.model, device=place, dtype=arguments.dtype)
-    return Transformer.from_config(SMALL, device=place, dtype=arguments.dtype, seed=0)
-
-
-def _generate(model: Any, tokens: int) -> None:
-    prompt = [i % model.config.vocab_size for i in range(1, 17)]
-    model.generate(prompt, tokens, temperature=0.8, top_k=40, top_p=0.95, seed=0)
-
-
-def _train(model: Any, tokens: int) -> None:
-    from .. import ops
-
-    place = model.device
-    ids = [[(7 * i + 1) % model.config.vocab_size for i in range(tokens + 1)]]
-    logits = model(place.asarray([row[:-1] for row in ids]))
-    targets = place.asarray(ids[0][1:])
-    ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets).backward()
-    numbers = (
-        place.asarray([1e-3], "float32"),
-        place.asarray([1], "int64"),
-        place.asarray([1.0], "float32"),
-    )
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            moments = [place.zeros(parameter.shape) for _ in range(2)]
-            ops.adamw(parameter.data, parameter.grad.data, *moments, None, *numbers)
-
-
-def table(launches: list[Any]) -> list[dict[str, Any]]:
-    """One row for each kernel, the one that wastes most memory traffic first.
-
-    ``over`` is sectors of global memory over the fewest that their bytes lie in, ``conflicts`` shared
-    memory's wavefronts over the fewest, ``where`` the line that wastes most sectors.
-    """
-    from ..emulated import Counters
-    from ..emulated.runtime import source_line
-
-    kernels: dict[str, Any] = {}
-    for launch in launches:
-        entry = kernels.setdefault(launch.kernel, [Counters(launches=0), {}])
-        entry[0].add(launch.counters)
-        for site in launch.sites:
-            key = site["library"], site["pc"]
-            waste = 0 if site["shared"] else site["wavefronts"] - site["ideal"]
-            entry[1][key] = entry[1].get(key, 0) + waste
-    rows = [_row(name, counters, sites, source_line) for name, (counters, sites) in kernels.items()]
-    return sorted(rows, key=lambda row: -row["wasted_bytes"])
-
-
-def _row(name: str, c: Any, sites: dict[Any, int], place: Callable[..., str]) -> dict[str, Any]:
-    sectors = c.read_sectors + c.written_sectors
-    worst = max(sites, key=lambda key: sites[key], default=None)
-    return {
-        "kernel": name,
-        "launches": c.launches,
-        "threads": c.threads,
-        "read_bytes": c.read_bytes,
-        "written_bytes": c.written_bytes,
-        "wasted_bytes": 32 * (sectors - c.ideal_sectors),
-        "over": round(sectors / max(1, c.ideal_sectors), 3),
-        "conflicts": round(c.shared_wavefronts / max(1, c.ideal_wavefronts), 3),
-        "worst_conflict": c.worst_conflict,
-        "barriers": c.barriers,
-        "shuffles": c.shuffles,
-        "matrix": c.matrix,
-        "copies": c.copies,
-        "atomics": c.atomics,
-        "absent_lanes": c.absent_lanes,
-        "where": place(*worst) if worst and sites[worst] else "",
-    }
-
-
-_COLUMNS = {
-    "kernel": "kernel", "launches": "launches", "read_bytes": "read", "written_bytes": "written",
-    "over": "sectors", "conflicts": "shared", "worst_conflict": "ways", "barriers": "barriers",
-    "shuffles": "shuffles", "matrix": "mma", "copies": "async", "atomics": "atomics", "absent_lanes": "absent",
-    "where": "most waste at",
-}  # fmt: skip
-
-
-def page(rows: list[dict[str, Any]]) -> str:
-    """The table as text."""
-    cells = [list(_COLUMNS.values())]
-    cells += [[_text(key, row[key]) for key in _COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in (0, len(widths) - 1) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    notes = (
-        "read, written: bytes of global memory, each once per request of a warp; sectors: of 32 bytes,\n"
-        "over the fewest; shared: wavefronts over the fewest; ways: the worst bank conflict; absent: lanes\n"
-        "missing from requests and meetings. The emulated device has no clock: no time is shown."
-    )
-    return "\n".join([*lines, "", notes])
-
-
-def _text(key: str, value: Any) -> str:
-    return f"{value:.2f}" if key in ("over", "conflicts") else f"{value}"
+    named, dtype = arguments.model or DEFAULTS[arguments.work], arguments.dtype
+    if named not in PRESETS:
+        return Transformer.from_pretrained(named, device=place, dtype=dtype)
+    if is_blocked(dtype):
+        return Transformer.from_config(config, device=place, seed=0).to(dtype)
+    return Transformer.from_config(config, device=place, dtype=dtype, seed=0)

@@ -159,8 +159,9 @@ def _update(calls: list[Call], optimizer: str) -> Iterator[Row]:
     for times in sorted({t for _, t in weights.values()}):
         mine = [w for w, t in weights.values() if t == times]
         for role, cost in optimizer_costs(mine, optimizer):
-            op = optimizer if role == "optimizer" else role
-            yield Row(UPDATE, "update", role, op, times * len(mine), 0, cost * times)
+            op, count = (optimizer, times * len(mine)) if role == "optimizer" else (role, 0)
+            yield Row(UPDATE, "update", role, op, count, 0, cost * times)
+    yield Row(UPDATE, "update", "gradient_norm", "gradient_norm", 1, 0, Cost())
 
 
 def merged(rows: Iterable[Row]) -> tuple[Row, ...]:

@@ -54,16 +54,21 @@ def fit(
 
 def largest_batch(setting: Setting, context: int, room: int) -> int:
     """The most rows of ``context`` tokens that ``room`` bytes hold; 0 if not even one."""
-    low, high = 0, 1
-    while high < 1 << 20 and inference_memory(setting, high, context).total <= room:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if inference_memory(setting, middle, context).total <= room:
-            low = middle
-        else:
-            high = middle
-    return low
+
+    def total(batch: int) -> int:
+        return inference_memory(setting, batch, context).total
+
+    one = total(1)
+    if one > room:
+        return 0
+    found = 1 + (room - one) // max(
+        1, total(2) - one
+    )  # memory grows by as much with every row, or nearly
+    while total(found) > room:
+        found -= 1
+    while total(found + 1) <= room:
+        found += 1
+    return found
 
 
 def deployment(

@@ -17,11 +17,11 @@ SECONDS = 0.25  # for each measurement
 
 
 def measure_device(
-    place: Any = "cpu", dtype: str = "float32", seconds: float = SECONDS
+    place: Any = "cpu", dtype: str = "float32", seconds: float | None = None
 ) -> DeviceSpec:
     """Peak rates of ``place``: a square product, reading a large matrix once, arithmetic and exponentials on
-    values that stay in cache, and the least time of an operation. Takes about six times ``seconds``."""
-    place = device(place)
+    values that stay in cache, and the least time of an operation. Takes about six times ``seconds`` (``SECONDS`` by default)."""
+    place, seconds = device(place), seconds or SECONDS
     if place.kind not in ("cpu", "cuda"):
         raise ValueError(f"{place} has no clock: measure cpu or cuda")
     rates = {"float32": peak_flops(place, "float32", seconds)}

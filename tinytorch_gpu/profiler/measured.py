@@ -60,8 +60,8 @@ class Node:
 class MeasuredRow:
     """All operations of one role, part and direction: what a ``Row`` of the accounting was in the run.
 
-    ``seconds`` is their sum, ``typical`` the median of a call's share times the calls, which a machine that
-    does something else now and then disturbs less.
+    ``seconds`` is their sum. A machine that does something else now and then disturbs ``typical`` less, the
+    median of a call times the calls, and ``best`` least, the shortest call times the calls.
     """
 
     direction: str
@@ -71,6 +71,7 @@ class MeasuredRow:
     calls: int
     seconds: float
     typical: float
+    best: float
     cost: Cost
     least: float
     bound: str
@@ -79,7 +80,8 @@ class MeasuredRow:
         """Plain values."""
         return {
             "direction": self.direction, "part": self.part, "role": self.role, "op": self.op,
-            "calls": self.calls, "seconds": self.seconds, "typical_seconds": self.typical, "least_seconds": self.least, "bound": self.bound,
+            "calls": self.calls, "seconds": self.seconds, "typical_seconds": self.typical,
+            "best_seconds": self.best, "least_seconds": self.least, "bound": self.bound,
             "flops_per_second": self.cost.flops / self.seconds if self.seconds else 0.0,
             "bytes_per_second": self.cost.bytes / self.seconds if self.seconds else 0.0,
             "share_of_roofline": self.least / self.seconds if self.seconds else 0.0, **self.cost.to_dict(),
@@ -161,12 +163,14 @@ class Measurement:
         self.root = Node("run")
         self._rows: dict[tuple[str, str, str, str], list[Found]] = {}
         self._update: dict[str, Cost] = {}
+        self.phases = 0
 
     def add(self, phase: Span, calls: list[Call], update: dict[str, Cost] | None = None) -> None:
         """Take in one phase, whose operations are ``calls``; ``update`` are the costs of its optimizer's
         operations by name, over all parameters together."""
         found = {id(f.span): f for _, f in match(phase, calls)}
         self._grow(self.root, phase, found)
+        self.phases += 1
         for name, cost in (update or {}).items():
             self._update[name] = self._update.get(name, Cost()) + cost
         for each in found.values():
@@ -198,14 +202,33 @@ class Measurement:
             if direction == UPDATE:
                 cost = self._update.get(op, cost)
             least, bound = least_time(cost, self.device, self.dtype, len(found))
-            times = [each.span.seconds for each in found]
-            typical = sum(times) if direction == UPDATE else statistics.median(times) * len(times)
+            times = self._times(found)
+            seconds, count = sum(each.span.seconds for each in found), len(times)
+            typical, best = statistics.median(times) * count, min(times) * count
             made.append(
                 MeasuredRow(
-                    direction, part, role, op, len(found), sum(times), typical, cost, least, bound
+                    direction,
+                    part,
+                    role,
+                    op,
+                    len(found),
+                    seconds,
+                    typical,
+                    best,
+                    cost,
+                    least,
+                    bound,
                 )
             )
         return made
+
+    def _times(self, found: list[Found]) -> list[float]:
+        """Seconds of each call; those of an update, which differ in size, a phase together."""
+        times = [each.span.seconds for each in found]
+        if found[0].direction != UPDATE:
+            return times
+        each = len(times) // self.phases
+        return [sum(times[i : i + each]) for i in range(0, len(times), each)]
 
 
 def _label(found: Found) -> tuple[str, str, str]:

@@ -1,0 +1,176 @@
+"""A report as tables in a terminal."""
+
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .data import Report, lines
+
+ROLES = {"gate_up": "gate and up", "qk_norm": "q/k norm", "gradient_norm": "gradient norm"}
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print a report (to standard output)."""
+    console = console or Console()
+    console.print(_headline(report))
+    console.print(_parameters(report))
+    console.print(_memory(report))
+    for phase in report.rooflines:
+        console.print(_phase(report, phase))
+    for study in report.studies:
+        console.print(f"[bold]{study.field}[/]  {study.finding}", highlight=False)
+    if report.deployment:
+        console.print(_deployment(report))
+
+
+def _headline(report: Report) -> str:
+    device, asked = report.device, report.asked
+    parts = f"batch {asked.batch}, {asked.context} tokens"
+    return (
+        f"[bold]{report.model}[/] in {report.setting.dtype} on [bold]{device.name}[/] ({device.source}, "
+        f"{device.date}); {parts}\n"
+        f"peak {number(device.peak(next(iter(report.rooflines.values())).dtype))}FLOP/s in products, "
+        f"{number(device.bandwidth)}B/s of memory, {size(device.memory)}"
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )  # fmt: skip
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def _parameters(report: Report) -> Table:
+    table = _table("Parameters", "component", "count", "a layer", "bytes")
+    for part in report.parameters:
+        each = f"{part.per_layer:,}" if part.per_layer else ""
+        table.add_row(part.name.replace("_", " "), f"{part.count:,}", each, size(part.nbytes))
+    table.add_section()
+    count, stored = (sum(getattr(p, n) for p in report.parameters) for n in ("count", "nbytes"))
+    table.add_row("all", f"{count:,}", "", size(stored))
+    return table
+
+
+def _memory(report: Report) -> Table:
+    table = _table("Memory", "", *report.memory)
+    found = {name: one.to_dict() for name, one in report.memory.items()}
+    for row in dict.fromkeys(key for values in found.values() for key in values):
+        cells = [size(values[row]) if row in values else "" for values in found.values()]
+        table.add_row(row.replace("_", " "), *cells)
+    if any(run.timeline for run in report.runs.values()):
+        cells = [size(report.runs[n].peak) if n in report.runs else "" for n in report.memory]
+        table.add_row("measured peak", *cells, style="bold")
+    return table
+
+
+def _phase(report: Report, phase: str) -> Table:
+    one = report.rooflines[phase]
+    ran = any(phase in run.rows for run in report.runs.values())
+    columns = ["operation", "calls", "FLOP", "bytes", "FLOP/B", "least", "bound"]
+    columns += ["measured", "FLOP/s", "of least"] if ran else []
+    table = _table(_title(report, phase), *columns)
+    before = ""
+    for line in lines(report, phase):
+        if before and line["direction"] != before:
+            table.add_section()
+        before = line["direction"]
+        table.add_row(*_cells(line, ran))
+    table.add_section()
+    cost = one.phase.cost
+    row = [
+        "all",
+        "",
+        number(cost.flops),
+        number(cost.bytes),
+        f"{cost.intensity:.1f}",
+        seconds(one.seconds),
+        one.bound,
+    ]
+    table.add_row(*row, *_total(report, phase) if ran else ())
+    return table
+
+
+def _title(report: Report, phase: str) -> str:
+    one = report.rooflines[phase]
+    title = f"{phase}: at most {one.tokens_per_second:,.1f} tokens/s"
+    for run in report.runs.values():
+        if phase in run.tokens_per_second:
+            title += f"; measured {run.tokens_per_second[phase]:,.1f}"
+    return title
+
+
+def _cells(line: dict[str, Any], ran: bool) -> list[str]:
+    role = ROLES.get(line["role"], line["role"])
+    name = role if line["direction"] in ("forward", "update") else f"{role}, {line['direction']}"
+    cells = [
+        name, str(line["calls"]), number(line["flops"]), number(line["bytes"]), f"{line['intensity']:.1f}",
+        seconds(line["least_seconds"]), line["bound"],
+    ]  # fmt: skip
+    if ran:
+        spent = line["seconds"]
+        cells += [
+            seconds(spent) if spent else "", number(line["flops"] / spent) if spent else "",
+            f"{100 * line['share_of_roofline']:.0f} %" if spent else "",
+        ]  # fmt: skip
+    return cells
+
+
+def _total(report: Report, phase: str) -> tuple[str, str, str]:
+    run = next(r for r in report.runs.values() if phase in r.rows)
+    spent = sum(run.phases[phase]) / len(run.phases[phase])
+    one = report.rooflines[phase]
+    return (
+        seconds(spent),
+        number(one.phase.cost.flops / spent),
+        f"{100 * one.seconds / spent:.0f} %",
+    )
+
+
+def _deployment(report: Report) -> Table:
+    table = _table("Deployment: tokens a second are upper bounds", "device", "weights", "batch", "context", "needs", "fits",
+                   "written/s", "read/s", "most rows")  # fmt: skip
+    for fit in report.deployment:
+        table.add_row(
+            fit.device, fit.dtype, str(fit.batch), str(fit.context), size(fit.needed), "yes" if fit.fits else "no",
+            f"{fit.decode_tokens_per_second:,.0f}", f"{fit.prefill_tokens_per_second:,.0f}", str(fit.largest_batch),
+        )  # fmt: skip
+    return table
+
+
+def number(value: float) -> str:
+    """A count with a prefix of thousands, such as "12.3 G"."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 999.5 or prefix == "P":
+            break
+        value /= 1000
+    return f"{_short(value)} {prefix}"
+
+
+def seconds(value: float) -> str:
+    """A time with a fitting unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * factor >= 0.9995 or unit == "us":
+            break
+    return f"{_short(value * factor)} {unit}"
+
+
+def _short(value: float) -> str:
+    """Three digits."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{min(digits, 2)}f}"
+
+
+def size(count: float) -> str:
+    """Bytes in units of 1024, such as "93.8 MiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return ""
