@@ -27,6 +27,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk norm": {**FAMILIES["llama"], "qk_norm": True, "activation": "geglu", "sliding_window": 5},
     "dropout": {**FAMILIES["gpt2"], "dropout": 0.1},
     "post-norm dropout": {"pre_norm": False, "dropout": 0.1, "activation": "silu"},
+    "no norm": {"norm": "none"},
+    "no norm, post": {"norm": "none", "pre_norm": False, "residual": False},
+    "no residual": {"residual": False, "dropout": 0.1},
+    "no residual, post-norm": {"residual": False, "pre_norm": False},
     "both ways": {"causal": False, "head_bias": True, "activation": "gelu"},
 }
 

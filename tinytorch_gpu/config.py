@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-Norm = Literal["layer", "rms"]
+Norm = Literal["layer", "rms", "none"]
 Position = Literal["sinusoidal", "learned", "rotary", "relative", "none"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"]
 Scaling = Literal["linear", "llama3"]
@@ -39,7 +39,8 @@ class TransformerConfig:
     (grouped-query attention, Ainslie et al. 2023). ``head_dim`` defaults to
     ``embed_dim / num_heads``. ``rotary_dim`` rotates only the first that many of each head's
     dimensions. ``encoder_layers`` above 0 asks for an encoder-decoder. New weights are drawn as in
-    the course, or, with ``init_std``, normal with that deviation (GPT-2 and LLaMA: 0.02).
+    the course, or, with ``init_std``, normal with that deviation (GPT-2 and LLaMA: 0.02). ``norm``
+    "none" and ``residual`` False are there to see what the norms and the additions are for.
     """
 
     vocab_size: int
@@ -69,6 +70,7 @@ class TransformerConfig:
     tie_embeddings: bool = False
     encoder_layers: int = 0
     init_std: float | None = None
+    residual: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "hidden_dim", "max_seq_length"):

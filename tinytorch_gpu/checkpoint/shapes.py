@@ -18,7 +18,8 @@ def block_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {}
     for part in ("norm1", "norm2"):
-        shapes[f"{BLOCK}{part}.gamma"] = (embed,)
+        if config.norm != "none":
+            shapes[f"{BLOCK}{part}.gamma"] = (embed,)
         if config.norm == "layer":
             shapes[f"{BLOCK}{part}.beta"] = (embed,)
     for which, width in widths.items():
@@ -45,7 +46,8 @@ def outer_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (vocab, embed)}
     if config.position == "learned":
         shapes["pos_encoding.weight"] = (config.max_seq_length, embed)
-    shapes["final_norm.gamma"] = (embed,)
+    if config.norm != "none":
+        shapes["final_norm.gamma"] = (embed,)
     if config.norm == "layer":
         shapes["final_norm.beta"] = (embed,)
     if not config.tie_embeddings:

@@ -90,7 +90,23 @@ class RMSNorm(_Norm):
         return ops.add_rms_norm(x, residual, self.gamma, eps=self.eps)
 
 
-NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer": LayerNorm, "rms": RMSNorm}
+class NoNorm(Module):
+    """In the place of a norm: nothing."""
+
+    def __init__(self, normalized_shape: Any, eps: float = 0.0, *, build: Builder | None = None):
+        pass
+
+    def forward(self, x: Any) -> Tensor:
+        """``x`` itself."""
+        return as_tensor(x, None)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """``x + residual``, twice."""
+        total = x + residual
+        return total, total
+
+
+NORMS: dict[str, Any] = {"layer": LayerNorm, "rms": RMSNorm, "none": NoNorm}
 
 
 class Linear(Module):

@@ -55,6 +55,7 @@ class TransformerBlock(Module):
                 1, embed_dim, num_heads, 1, hidden_dim, 1, dropout, pre_norm, False, position="none"
             )
         self.pre_norm, self.embed_dim, self.hidden_dim = config.pre_norm, embed_dim, hidden_dim
+        self.residual = config.residual
         norm = NORMS[config.norm]
         self.norm1 = norm(embed_dim, config.norm_eps, build=build)
         self.attention = MultiHeadAttention(
@@ -74,13 +75,13 @@ class TransformerBlock(Module):
 
         ``where`` (cache, layer, rotary, positions) goes to the attention.
         """
-        x = as_tensor(x, self.norm1.gamma)
+        x = as_tensor(x, self.attention.qkv.weight)
         try:
             inner, residual = x, None
             if self.pre_norm:
                 if nvtx.on:
                     nvtx.enter("norm1", "part", x.tokens)
-                inner, residual = self.norm1(x), x
+                inner, residual = self.norm1(x), x if self.residual else None
             if nvtx.on:
                 nvtx.enter("attention", "part", x.tokens)
             attended = self.attention(
@@ -102,19 +103,19 @@ class TransformerBlock(Module):
         inner = self.norm2(x)
         if nvtx.on:
             nvtx.enter("ffn", "part", x.tokens)
-        return self.ffn(inner, residual=x)
+        return self.ffn(inner, residual=x if self.residual else None)
 
     def _post_norm_rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """The additions and norms after each part, and the feed-forward part."""
         if nvtx.on:
             nvtx.enter("norm1", "part", x.tokens)
-        inner = self.norm1.add(attended, x)[1]
+        inner = self.norm1.add(attended, x)[1] if self.residual else self.norm1(attended)
         if nvtx.on:
             nvtx.enter("ffn", "part", x.tokens)
         fed = self.ffn(inner)
         if nvtx.on:
             nvtx.enter("norm2", "part", x.tokens)
-        return self.norm2.add(fed, inner)[1]
+        return self.norm2.add(fed, inner)[1] if self.residual else self.norm2(fed)
 
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""

@@ -216,6 +216,12 @@ class _Walk:
 
     def _norm(self, name: str, x: Array, added: Array | None = None) -> Array:
         """A norm over the last axis; with ``added``, of the sum."""
+        if self.config.norm == "none":
+            return (
+                x
+                if added is None
+                else self._call("add", "add", (x, added), self.activation(*x.shape))
+            )
         layer, width = self.config.norm == "layer", x.shape[-1]
         names = ("gamma", "beta") if layer else ("gamma",)
         weights = [self.setting.weight(f"{name}.{n}", width) for n in names]
@@ -269,19 +275,19 @@ class _Walk:
             self.part = "norm1"
             inner = self._norm("norm1", x)
             self.part = "attention"
-            x = self._attention(inner, x)
+            x = self._attention(inner, x if self.config.residual else None)
             self.part = "norm2"
             inner = self._norm("norm2", x)
             self.part = "ffn"
-            return self._feed_forward(inner, x)
+            return self._feed_forward(inner, x if self.config.residual else None)
         self.part = "attention"
         attended = self._attention(x, None)
         self.part = "norm1"
-        inner = self._norm("norm1", attended, x)
+        inner = self._norm("norm1", attended, x if self.config.residual else None)
         self.part = "ffn"
         fed = self._feed_forward(inner, None)
         self.part = "norm2"
-        return self._norm("norm2", fed, inner)
+        return self._norm("norm2", fed, inner if self.config.residual else None)
 
     def _feed_forward(self, x: Array, residual: Array | None) -> Array:
         config, setting = self.config, self.setting
