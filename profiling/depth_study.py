@@ -11,9 +11,11 @@ clipping, on the prose that comes with Python.
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import pydoc_data.topics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from tinytorch_gpu.training import AdamW, CrossEntropyLoss
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "training.md"
 DEPTHS = (4, 16, 48)
-WIDTH, HEADS, LENGTH, BATCH, SEEDS = 64, 4, 32, 8, 4
+WIDTH, HEADS, LENGTH, BATCH, SEEDS = 48, 4, 16, 8, 4
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-norm": {},
     "post-norm": {"pre_norm": False},
@@ -35,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm, no residual": {"residual": False},
     "neither": {"norm": "none", "residual": False},
 }
+WARMED = "post-norm, warm-up"
 COLOURS = dict(
     zip(VARIANTS, ("tab:green", "tab:blue", "tab:red", "tab:orange", "tab:gray"), strict=True)
 )
@@ -50,7 +53,7 @@ def text() -> tuple[np.ndarray, int]:
 def model_of(variant: str, depth: int, vocab: int, seed: int) -> Transformer:
     """Weights drawn so that each linear map keeps the size of what goes through it (the course's way)."""
     config = TransformerConfig(
-        vocab, WIDTH, HEADS, depth, 4 * WIDTH, LENGTH, position="learned", activation="gelu_tanh", qkv_bias=True,
+        vocab, WIDTH, HEADS, depth, 4 * WIDTH, LENGTH, position="learned", activation="relu", qkv_bias=True,
         out_bias=True, **VARIANTS[variant],
     )  # fmt: skip
     return Transformer.from_config(config, device="cpu", seed=seed)
@@ -107,25 +110,26 @@ def losses(
     return found
 
 
-def measure(steps: int) -> dict[str, Any]:
-    """Everything, by variant and depth."""
+def measure(steps: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Everything, by variant and depth; what there is so far is given to ``save`` after each run."""
     ids, vocab = text()
-    made: dict[str, Any] = {"gradients": {}, "losses": {}}
-    for variant in VARIANTS:
-        made["gradients"][variant] = {d: gradient_norms(variant, d, ids, vocab) for d in DEPTHS}
-        print(variant, "gradients measured", flush=True)
-    runs = [(name, name, 0) for name in VARIANTS] + [
-        ("post-norm, warm-up", "post-norm", steps // 3)
-    ]
-    for name, variant, warmup in runs:
-        made["losses"][name] = {d: losses(variant, d, ids, vocab, steps, warmup) for d in DEPTHS}
-        print(name, {d: round(end(x), 3) for d, x in made["losses"][name].items()}, flush=True)
-    return made | {
+    made: dict[str, Any] = {
         "setting": f"width {WIDTH}, {HEADS} heads, {BATCH} windows of {LENGTH} characters, AdamW 1e-3 without "
-                   f"clipping, {steps} steps, float32",
-        "uniform": math.log(vocab), "machine": machine(), "date": datetime.date.today().isoformat(),
+                   "clipping, float32",
+        "steps": steps, "uniform": math.log(vocab), "machine": machine(),
+        "date": datetime.date.today().isoformat(), "gradients": {}, "losses": {},
         "versions": {"tinytorch_gpu": tinytorch_gpu.__version__, "NumPy": np.__version__},
     }  # fmt: skip
+    for variant in VARIANTS:
+        norms = {str(d): gradient_norms(variant, d, ids, vocab) for d in DEPTHS}
+        made["gradients"][variant] = norms
+    runs = [(name, name, 0) for name in VARIANTS] + [(WARMED, "post-norm", steps // 3)]
+    for depth, (name, variant, warmup) in itertools.product(DEPTHS, runs):
+        found = losses(variant, depth, ids, vocab, steps, warmup)
+        made["losses"].setdefault(name, {})[str(depth)] = found
+        print(f"{depth} layers, {name}: {end(found):.3f}", flush=True)
+        save(made)
+    return made
 
 
 def end(found: list[float]) -> float:
@@ -135,7 +139,7 @@ def end(found: list[float]) -> float:
 
 def table(made: dict[str, Any]) -> str:
     """The figures of the docs."""
-    steps = max(len(x) for x in made["losses"]["pre-norm"].values())
+    steps = made["steps"]
     lines = [
         f"Gradient of the first block over that of the last, before the first step; mean loss of the last 20 of {steps} "
         f"steps ({made['uniform']:.2f} is what guessing gets).", "",
@@ -144,8 +148,8 @@ def table(made: dict[str, Any]) -> str:
     for name, by_depth in made["losses"].items():
         ratios = ["", "", ""]
         if name in made["gradients"]:
-            ratios = [_ratio(made["gradients"][name][d]) for d in DEPTHS]
-        ends = [_ended(by_depth[d], steps) for d in DEPTHS]
+            ratios = [_ratio(made["gradients"][name][str(d)]) for d in DEPTHS]
+        ends = [_ended(by_depth.get(str(d)), steps) for d in DEPTHS]
         lines.append(f"| {name} | {' | '.join([*ratios, *ends])} |")
     versions = ", ".join(f"{n} {v}" for n, v in made["versions"].items())
     return "\n".join([*lines, "", f"{made['setting']}; {versions}; {made['date']}."])
@@ -159,7 +163,9 @@ def _ratio(norms: list[float]) -> str:
     return f"{norms[0] / norms[-1]:.2g}"
 
 
-def _ended(found: list[float], steps: int) -> str:
+def _ended(found: list[float] | None, steps: int) -> str:
+    if found is None:
+        return ""
     return f"{end(found):.2f}" if len(found) == steps else f"not finite at step {len(found) + 1}"
 
 
@@ -172,7 +178,7 @@ def draw(made: dict[str, Any], to: Path) -> None:
     for column, depth in enumerate(DEPTHS):
         above, below = axes[0][column], axes[1][column]
         for name, by_depth in made["gradients"].items():
-            points = np.maximum(by_depth[depth], 1e-12)
+            points = np.maximum(by_depth.get(str(depth), []), 1e-12)
             above.plot(
                 range(1, depth + 1),
                 points,
@@ -183,7 +189,7 @@ def draw(made: dict[str, Any], to: Path) -> None:
             )
         for name, by_depth in made["losses"].items():
             plain = name in COLOURS
-            below.plot(smooth(by_depth[depth]), label=name, color=COLOURS.get(name, COLOURS["post-norm"]),
+            below.plot(smooth(by_depth.get(str(depth), [])), label=name, color=COLOURS.get(name, COLOURS["post-norm"]),
                        linestyle="-" if plain else "--", linewidth=1.2)  # fmt: skip
         above.set(title=f"{depth} layers", xlabel="block", yscale="log")
         below.set(xlabel="step", ylim=(1.8, 6.0))
@@ -218,13 +224,11 @@ def save(made: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save", action="store_true", help="write results/ and docs/training.md")
     arguments = parser.parse_args()
-    made = measure(arguments.steps)
+    made = measure(arguments.steps, save if arguments.save else lambda made: None)
     print(table(made))
-    if arguments.save:
-        save(made)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "learn from text, or go on with a run",
     "convert": "quantize; GGUF to a Hugging Face folder and back",
     "bench": "how fast a model reads a prompt and writes",
+    "merge": "add an adapter to its model's weights, as a new model",
     "inspect": "what a model file holds and would need, without loading it",
     "profile": "where time and memory go, counted and measured",
     "doctor": "what is installed, what is missing, and how to fix it",
@@ -51,6 +52,7 @@ def build_parser(parser_class: type[argparse.ArgumentParser]) -> argparse.Argume
     _train(parts["train"])
     _convert(parts["convert"])
     _bench(parts["bench"])
+    _merge(parts["merge"])
     _inspect(parts["inspect"])
     _profile(parts["profile"])
     parts["doctor"].add_argument("--json", action="store_true", help="print one JSON object")
@@ -105,10 +107,17 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add(
         "--dtype",
         default="float32",
-        choices=_DTYPES,
-        help="of the weights; 16 bits have float32 masters",
+        choices=(*_DTYPES, "auto"),
+        help="of the weights; 16 bits have float32 masters; auto is as --init has them (for LoRA)",
     )
     add("--dropout", type=number(float, 0, 0.99))
+    lora = parser.add_argument_group("LoRA: train small adapters beside the weights of --init")
+    lora.add_argument("--lora-rank", type=number(int, 1), help="their width; turns LoRA on")
+    lora.add_argument("--lora-alpha", type=number(float, 0, above=True), help="default 16")
+    lora.add_argument("--lora-dropout", type=number(float, 0, 0.99), help="default 0")
+    lora.add_argument(
+        "--lora-targets", metavar="NAMES", help="of q,k,v,o,gate,up,down, or all; default q,v"
+    )
     add("--recompute", action="store_true", default=None, help="keep each block's input only")
     settings = parser.add_argument_group("settings (defaults: the preset's recipe)")
     for name, kind in (
@@ -163,6 +172,15 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         help="of keys and values (default: that of the activations)",
     )
     add("-o", "--output", choices=("md", "json", "csv"), default="md", help="default md")
+
+
+def _merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", default="smollm2", help="the base, as for generate -m")
+    parser.add_argument(
+        "--adapter", required=True, metavar="RUN", help="a LoRA run, or a folder as peft writes it"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model is written")
+    parser.add_argument("--dtype", default="float32", choices=_DTYPES[:3], help="of the weights")
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +253,9 @@ def _model(parser: argparse.ArgumentParser) -> None:
         help="a GGUF file, a folder in Hugging Face layout, an installed demo model (smollm2, the "
         "default) or a Hugging Face repository (owner/name)",
     )  # fmt: skip
+    parser.add_argument(
+        "--adapter", metavar="RUN", help="a LoRA run, or a folder as peft writes it"
+    )
     parser.add_argument(
         "--device", default="auto", help="auto (default), cpu, cuda, cuda:N or emulated"
     )

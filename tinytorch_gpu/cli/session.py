@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint import ModelFile, open_model
+from ..checkpoint import ModelFile, load_adapter, open_model
+from ..checkpoint.adapter import adapter_folder
+from ..core.lora import merge_lora, mergeable
 from ..core.transformers import Transformer
 from ..tokenizers import Tokenizer
 
@@ -70,6 +72,10 @@ def open_session(arguments: argparse.Namespace, file: ModelFile) -> Session:
     """Load the weights; say on stderr when "auto" found no GPU."""
     tokenizer = file.tokenizer()
     model = file.load(device=arguments.device, dtype=arguments.dtype)
+    if arguments.adapter:
+        load_adapter(model, arguments.adapter)
+        if mergeable(model):  # then a token costs what it costs without
+            merge_lora(model)
     if arguments.device == "auto" and model.device.kind == "cpu":
         print(f"tinytorch-gpu: running on the CPU: {model.device.note}", file=sys.stderr)
     return Session(file, tokenizer, model)
@@ -80,6 +86,8 @@ def open_file(arguments: argparse.Namespace) -> ModelFile:
     from ..devices import device
 
     device(arguments.device)
+    if arguments.adapter:
+        adapter_folder(arguments.adapter)
     return open_model(arguments.model)
 
 

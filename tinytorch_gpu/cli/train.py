@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint import open_model
 from ..checkpoint.files import read_json
 from ..config import TransformerConfig, preset
+from ..core.lora import LoraConfig, add_lora
 from ..core.transformers import Transformer
 from ..tokenizers import Tokenizer
 from ..training import (
@@ -21,6 +22,7 @@ from ..training import (
     TrainingConfig,
     char_tokenizer,
 )
+from ..training.adapters import told
 from ..training.pace import flops_per_token, peak_flops
 from ..training.plot import plot_losses
 
@@ -30,6 +32,9 @@ SETTINGS = (
     "clip", "label_smoothing", "recompute", "seed", "log_every", "eval_every", "eval_tokens", "save_every",
     "sample_every", "keep",
 )  # fmt: skip
+
+
+LORA = ("rank", "alpha", "dropout", "targets")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         show.close()
         _draw(trainer.run)
-    print(f"done: tinytorch-gpu generate -m {folder} --raw -p ...", file=sys.stderr)
+    model = f"-m {folder}"
+    if "lora" in (about := trainer.run.about()):
+        model = f"-m {about['lora']['base']} --adapter {folder}"
+    print(f"done: tinytorch-gpu generate {model} --raw -p ...", file=sys.stderr)
     return 0
 
 
@@ -74,10 +82,35 @@ def _begun(arguments: argparse.Namespace) -> Trainer:
                                  progress=_encoding())  # fmt: skip
     model = _model(arguments, choices, config, dataset)
     about = {"training": config.to_dict(), "model": model.config.to_dict(), "dtype": model.dtype.name,
-             "data": data}  # fmt: skip
+             "data": data, **_adapted(arguments, model, config)}  # fmt: skip
     trainer = Trainer(model, dataset, config)
     trainer.run = Run.create(run.folder, about)
     return trainer
+
+
+def _adapted(
+    arguments: argparse.Namespace, model: Transformer, config: TrainingConfig
+) -> dict[str, Any]:
+    """Put adapters beside the model if they are asked for; what the run is told of them."""
+    given = {
+        n: getattr(arguments, f"lora_{n}")
+        for n in LORA
+        if getattr(arguments, f"lora_{n}") is not None
+    }
+    if "rank" not in given:
+        if given:
+            raise ValueError(f"--lora-{next(iter(given))} needs a --lora-rank, such as 8")
+        if not all(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                "quantized weights cannot be trained: give --lora-rank, or --dtype float32"
+            )
+        return {}
+    if not arguments.init:
+        raise ValueError("--lora-rank tunes a loaded model: name it with --init")
+    about = LoraConfig(**given)
+    lora = told(about, arguments.init, model, arguments.dtype)
+    add_lora(model, about, config.seed)
+    return {"lora": lora}
 
 
 def _resumed(arguments: argparse.Namespace) -> Trainer:
@@ -90,6 +123,7 @@ def _resumed(arguments: argparse.Namespace) -> Trainer:
         "tokenizer",
         "dataset",
         "dropout",
+        *(f"lora_{n}" for n in LORA),
         *SETTINGS,
     )
     given = [n for n in names if n != "steps" and getattr(arguments, n) is not None]
@@ -146,6 +180,7 @@ def _model(
         loaded = open_model(arguments.init).load(device=arguments.device, dtype=arguments.dtype)
         if dropout:
             raise ValueError("--dropout cannot change a loaded model: leave it out")
+        loaded.generator.seed = config.seed
         return loaded
     if choices:
         shape = TransformerConfig.from_dict({"vocab_size": dataset.vocab_size, **choices}).replace(
@@ -188,13 +223,20 @@ class _Display:
     def __init__(self, trainer: Trainer):
         self.trainer, self.began, self.first = trainer, time.monotonic(), trainer.steps_done
         model, config = trainer.model, trainer.config
-        self.flops = flops_per_token(model.config, model.count_parameters(), config.length)
+        trained = sum(p.size for _, p in trainer.named)
+        self.flops = flops_per_token(
+            model.config,
+            model.count_parameters(),
+            config.length,
+            model.count_parameters() - trained,
+        )
         self.peak = peak_flops(
             model.device, model.dtype if model.device.kind == "cuda" else "float32"
         )
         self.pace, self.val = 0.0, None
         self.bar: Any = None
-        print(f"{model.count_parameters():,} parameters, {len(trainer.dataset.train):,} tokens to learn from, "
+        some = "" if trained == model.count_parameters() else f" ({trained:,} trained)"
+        print(f"{model.count_parameters():,} parameters{some}, {len(trainer.dataset.train):,} tokens to learn from, "
               f"{len(trainer.dataset.val):,} to check with, on {model.device}", file=sys.stderr)  # fmt: skip
         if sys.stderr.isatty():
             self._open()

@@ -168,7 +168,7 @@ def attach(
     """Put factors (arrays of the host) on consecutive groups of rows of one Linear."""
     wide = "float64" if dtype_name(model.dtype) == "float64" else "float32"
     if place.layer.adapter is None:
-        place.layer.adapter = Adapter(Dropout(dropout, model.generator))
+        place.layer.adapter = Adapter(Dropout(dropout, model.generator)).train(model.training)
     a, b = (model.device.asarray(numpy.ascontiguousarray(f), wide) for f in (a, b))
     part = Part(a, b, span_of(place.layer, groups), scale)
     place.layer.adapter.add(groups, part)

@@ -170,8 +170,23 @@ PLANNED = {
 }
 
 
-relu.maker("cpu", _simple(_relu), _simple_backward(_relu_slope), accepts=plain)
-silu.maker("cpu", _simple(_silu), _simple_backward(_silu_slope), accepts=plain)
-gelu_tanh.maker("cpu", _simple(_gelu_tanh), _simple_backward(_gelu_tanh_slope), accepts=plain)
-swiglu.maker("cpu", _gated(_silu), _gated_backward(_silu, _silu_slope), accepts=plain)
-geglu.maker("cpu", _gated(_gelu_tanh), _gated_backward(_gelu_tanh, _gelu_tanh_slope), accepts=plain)
+def _alone(name: str) -> Callable[..., Any]:
+    """The plan of an activation that is an operation of its own: of one token."""
+
+    def plan(out: Any, x: Any) -> Any:
+        if x.size != x.shape[-1]:
+            return None
+        return PLANNED[name](x.reshape(-1), out.reshape(-1))
+
+    return plan
+
+
+relu.maker("cpu", _simple(_relu), _simple_backward(_relu_slope), plain, _alone("relu"))
+silu.maker("cpu", _simple(_silu), _simple_backward(_silu_slope), plain, _alone("silu"))
+gelu_tanh.maker(
+    "cpu", _simple(_gelu_tanh), _simple_backward(_gelu_tanh_slope), plain, _alone("gelu_tanh")
+)
+swiglu.maker("cpu", _gated(_silu), _gated_backward(_silu, _silu_slope), plain, _alone("swiglu"))
+geglu.maker(
+    "cpu", _gated(_gelu_tanh), _gated_backward(_gelu_tanh, _gelu_tanh_slope), plain, _alone("geglu")
+)

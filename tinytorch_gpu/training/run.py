@@ -2,7 +2,8 @@
 
     RUN/training.json              what the run was told
     RUN/metrics.jsonl              a line for each logged step
-    RUN/checkpoints/step-00000500  a model in Hugging Face layout, with optimizer.safetensors and state.json
+    RUN/checkpoints/step-00000500  a model in Hugging Face layout, or its adapters only, as peft has them,
+                                   with optimizer.safetensors and state.json
 
 A checkpoint is written under another name, flushed to the disk, and renamed: whatever interrupts it, a folder
 called ``step-...`` is complete.
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from ..backend import to_numpy
 from ..checkpoint.files import read_json
 from ..checkpoint.safetensors_file import read_safetensors
 from ..checkpoint.save import flush, write_tensors
-from ..checkpoint.save import save as save_model
 
 ABOUT, METRICS, STATE, OPTIMIZER = (
     "training.json",
@@ -89,13 +89,12 @@ class Run:
     def save(
         self,
         step: int,
-        model: Any,
-        tokenizer: Any,
+        write_model: Callable[[Path], Any],
         optimizer: Mapping[str, Any],
         state: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint and return its folder; one of this step that is there already stays. An
-        error leaves the ones before as they were."""
+        """Write a checkpoint and return its folder; one of this step that is there already stays.
+        ``write_model`` puts the model into a folder. An error leaves the checkpoints before as they were."""
         target = self.path(step)
         if target.exists():
             return target
@@ -103,7 +102,7 @@ class Run:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         try:
-            save_model(model, new, tokenizer)
+            write_model(new)
             arrays = {n: numpy.ascontiguousarray(to_numpy(x)) for n, x in optimizer.items()}
             write_tensors(arrays, new / OPTIMIZER)
             _write_json(new / STATE, state)

@@ -11,9 +11,12 @@ import numpy
 
 from .. import nvtx
 from ..backend import namespace, to_numpy
-from ..checkpoint import open_model
+from ..checkpoint import open_model, save_adapter
+from ..checkpoint.save import save as save_model
+from ..core.lora import adapters
 from ..core.tensor import no_grad
 from ..core.transformers import Transformer
+from .adapters import restored
 from .batches import DataLoader, windows
 from .config import TrainingConfig
 from .data import TokenDataset
@@ -244,11 +247,17 @@ class Trainer:
                 "this trainer has no run to save into: Trainer(..., run=Run.create(folder, {}))"
             )
         arrays = {n: x for n, x in self.optimizer.state_dict().items() if n != "step"}
-        path = self.run.save(
-            self.steps_done, self.model, self.dataset.tokenizer, arrays, self.state()
-        )
+        path = self.run.save(self.steps_done, self._write_model, arrays, self.state())
         self.run.tidy(self.config.keep, self.best_step)
         return path
+
+    def _write_model(self, folder: Path) -> None:
+        """The model, or of one with adapters only them."""
+        if adapters(self.model):
+            assert self.run is not None
+            save_adapter(self.model, folder, self.run.about().get("lora", {}).get("base", ""))
+        else:
+            save_model(self.model, folder, self.dataset.tokenizer)
 
     def restore(self, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Take over what a checkpoint holds beside the weights; what does not fit is a ValueError."""
@@ -277,7 +286,10 @@ class Trainer:
         config = TrainingConfig.from_dict(
             {**about["training"], **({"steps": steps} if steps else {})}
         )
-        model = open_model(path).load(device=device, dtype=about["dtype"])
+        if "lora" in about:
+            model = restored(about["lora"], path, device)
+        else:
+            model = open_model(path).load(device=device, dtype=about["dtype"])
         trainer = cls(model, TokenDataset.open(run.folder / about["data"]), config, run)
         try:
             trainer.restore(arrays, state)

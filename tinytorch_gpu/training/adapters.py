@@ -1,0 +1,54 @@
+"""Runs that train LoRA adapters: which base they belong to, and how they come back."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from ..backend import to_numpy
+from ..checkpoint import load_adapter, open_model
+from ..core.lora import LoraConfig, add_lora
+from ..core.transformers import Transformer
+
+SAMPLES = 256  # elements of each array that tell one base from another
+
+
+def told(config: LoraConfig, base: str, model: Transformer, dtype: str) -> dict[str, Any]:
+    """What a run is told about its adapters and the ``model`` they are beside, opened as ``base``."""
+    path = Path(base).expanduser()
+    place = str(path.resolve()) if path.exists() else base
+    return {
+        **config.to_dict(),
+        "base": place,
+        "base_dtype": dtype,
+        "base_digest": fingerprint(model),
+    }
+
+
+def fingerprint(model: Transformer) -> str:
+    """A digest of the configuration and some elements of every dense frozen array: another base has
+    another one."""
+    digest = hashlib.sha256(repr(model.config.to_dict()).encode())
+    for name, parameter in model.named_parameters():
+        if ".adapter." in name or getattr(parameter, "quantized", False):
+            continue
+        flat = parameter.data.reshape(-1)
+        some = to_numpy(flat[:: max(1, flat.shape[0] // SAMPLES)])
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(numpy.ascontiguousarray(some, dtype=numpy.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def restored(about: Mapping[str, Any], checkpoint: Path, device: Any) -> Transformer:
+    """The base model of a run with the adapters of one of its checkpoints; a base that is another one by now
+    is a ValueError."""
+    values = dict(about)
+    base, dtype, digest = (values.pop(f"base{end}") for end in ("", "_dtype", "_digest"))
+    model = open_model(base).load(device=device, dtype=dtype)
+    if fingerprint(model) != digest:
+        raise ValueError(f"{base} is not the model that the run was begun with: its weights differ")
+    add_lora(model, LoraConfig.from_dict(values))
+    load_adapter(model, checkpoint)
+    return model
