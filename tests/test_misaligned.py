@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from case_specs import Case
 from emulated_device import emulated_device
-from maker_checks import accepted, makers_of
+from maker_checks import accepted
 from running_ops import UNIT_ROUNDOFF, backward, cotangents, error, flat, forward, fresh, host, size
 
 from tinytorch_gpu import backend
-from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.core.op import OPS, Maker
 
 EMULATED = emulated_device()
 
@@ -48,9 +48,8 @@ def _placed(arrays: Any, odd: int) -> list[Any]:
     return [place(x, i) if backend.is_array(x) else x for i, x in enumerate(arrays)]
 
 
-def _run(case: Case, arguments: Any, douts: Any, odd: int) -> list[Any]:
+def _run(case: Case, maker: Maker, arguments: Any, douts: Any, odd: int) -> list[Any]:
     """Everything that comes out when the array ``odd`` (arguments, then gradients) is an odd one."""
-    (maker,) = makers_of(case, EMULATED)
     given = _placed(fresh(arguments), odd)
     results, residuals = forward(case, given, maker, EMULATED.xp)
     out = [*results, *given]
@@ -60,16 +59,18 @@ def _run(case: Case, arguments: Any, douts: Any, odd: int) -> list[Any]:
     return [host(x) for x in out if backend.is_array(x)]
 
 
-@pytest.mark.parametrize(("case", "floats", "weights"), _cases())
-def test_any_argument_may_lie_at_an_odd_address(case: Case, floats: str, weights: str) -> None:
+@pytest.mark.parametrize(("case", "floats", "weights", "maker"), _cases())
+def test_any_argument_may_lie_at_an_odd_address(
+    case: Case, floats: str, weights: str, maker: Maker
+) -> None:
     arguments = case.arguments(backend.dtype(floats), backend.dtype(weights))
     results, _ = forward(case, fresh(arguments))
     douts = cotangents(results) if OPS[case.op].differentiable else ()
-    expected = _run(case, arguments, douts, -1)
+    expected = _run(case, maker, arguments, douts, -1)
     for odd, moved in enumerate((*arguments, *douts)):
         if not backend.is_array(moved) or not moved.size:
             continue
-        for made, same in zip(_run(case, arguments, douts, odd), expected, strict=True):
+        for made, same in zip(_run(case, maker, arguments, douts, odd), expected, strict=True):
             if "float" in same.dtype.name:
                 allowed = 16 * UNIT_ROUNDOFF[same.dtype.name] * size(same)
                 assert error(made, same) <= allowed, f"argument {odd} at an odd address"
