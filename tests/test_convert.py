@@ -16,6 +16,7 @@ from tinytorch_gpu.checkpoint.storage import DTYPES
 from tinytorch_gpu.cli.arguments import STORAGES
 from tinytorch_gpu.cli.main import main
 from tinytorch_gpu.config import RopeScaling
+from tinytorch_gpu.generation import Cache
 from tinytorch_gpu.quantized import BLOCKED, QuantizedMatrix, format_named, quantize
 from tinytorch_gpu.tokenizers import Tokenizer
 from tinytorch_gpu.tokenizers.to_gguf import gguf_metadata
@@ -263,3 +264,37 @@ def test_bench(tmp_path: Path, capsys: Any) -> None:
                             (["-b", "0"], "at least 1"), (["--dtype", "f32,x"], "not one of")):  # fmt: skip
         assert main(["bench", "-m", str(path), *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q4_0", "q5_k", "stored"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_memory_told_is_the_memory_taken(tmp_path: Path, family: str, dtype: str) -> None:
+    save_gguf(tiny(family, 96).to("q8_0"), tmp_path / "m.gguf")
+    file = open_model(tmp_path / "m.gguf")
+    told = file.memory_needed(2, 16, dtype, "q8_0")
+    assert told["weights"] == file.load("cpu", dtype).nbytes
+    model = file.load("cpu", dtype)
+    assert told["cache"] * 24 == pytest.approx(
+        Cache.for_model(model, 2, 16, "q8_0").nbytes * 24, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", ["q4_0", "q6_k"])
+def test_truncated_and_lying_files_of_blocks(tmp_path: Path, dtype: str, seed: int) -> None:
+    """Every one is loaded or refused in words; nothing else."""
+    path = save_gguf(tiny("llama", 256 if dtype == "q6_k" else 64).to(dtype), tmp_path / "m.gguf")
+    good, random = path.read_bytes(), np.random.default_rng(seed)
+    header = open_model(path).tensors[0].offset
+    for step in range(40):
+        raw = bytearray(good)
+        if step % 4 == 0:
+            raw = raw[: random.integers(len(raw))]
+        for _ in range(random.integers(1, 4)):
+            place = random.integers(min(len(raw), header if step % 2 else len(raw)) or 1)
+            raw[place : place + 1] = bytes([random.integers(256)])
+        path.write_bytes(raw)
+        try:
+            load(path, "cpu", "stored")
+        except ModelFileError as error:
+            assert "\n" not in str(error)

@@ -21,6 +21,7 @@ from tinytorch_gpu.quantized import (
     format_named,
     quantize,
 )
+from tinytorch_gpu.quantized.cache import EightBit
 from tinytorch_gpu.weight import Weight
 
 needs_gguf = pytest.mark.skipif(
@@ -297,3 +298,53 @@ def test_keys_and_values_in_16_bits(choices: Any, dtype: str) -> None:
             np.testing.assert_allclose(short, whole, atol=0.02 if dtype == "float16" else 0.1)
     for prompt in (ids[0], ids):  # by a captured step, and without
         assert model.generate(prompt, 6, temperature=0, cache_dtype=dtype).shape[-1] == 15
+
+
+def test_numbers_in_a_cache_of_8_bits() -> None:
+    held = EightBit.zeros((2, 5, 3, 64))
+    rows = normal(2, 2, 3, 64)
+    rows[0, 0, 0] = 0
+    held[:, 1:3] = rows
+    wide = held.dequantize()
+    assert held.nbytes * 32 == 34 * wide.size and not wide[:, 0].any() and not wide[:, 3:].any()
+    largest = np.abs(rows).reshape(2, 2, 3, 2, 32).max(axis=-1).repeat(32, axis=-1)
+    assert (np.abs(wide[:, 1:3] - rows) <= largest * (0.5 / 127 + 2**-10)).all()
+    copied = held[:, :3].copy()
+    held[:, :3] = np.zeros((2, 3, 3, 64), np.float32)
+    assert copied.dequantize().any() and not held.dequantize().any()
+    held[:, :3] = copied
+    np.testing.assert_array_equal(held.dequantize()[:, :3], wide[:, :3])
+    held[0, 0] = np.full((3, 64), np.nan)
+    assert np.isnan(held.dequantize()[0, 0]).all()
+    assert EightBit.zeros((1, 2, 1, 24)).scales.shape == (1, 2, 1, 1)
+
+
+@pytest.mark.parametrize("choices", [LLAMA, LLAMA | {"qk_norm": True}, GPT2])
+def test_keys_and_values_in_8_bits(choices: Any) -> None:
+    model = tiny(**choices)
+    ids = np.random.default_rng(0).integers(0, 70, (2, 9))
+    caches = [Cache.for_model(model, 2, 20, kind) for kind in ("float32", "q8_0")]
+    assert caches[1].nbytes < 0.29 * caches[0].nbytes
+    with no_grad():
+        for part in (ids[:, :5], ids[:, 5:6], ids[:, 6:]):
+            whole, short = (model(part, cache=cache).data for cache in caches)
+            np.testing.assert_allclose(short, whole, atol=0.05)
+            with reference_only():
+                plain = model(part, cache=_rolled_back(caches[1], part.shape[1]))
+            np.testing.assert_allclose(plain.data, short, atol=1e-5)
+    saved = caches[1].save()
+    caches[1].reset()
+    caches[1].restore(saved)
+    for prompt in (ids[0], ids, [[1, 2, 3], [4, 5]]):
+        made = model.generate(prompt, 6, temperature=0, cache_dtype="q8_0")
+        assert len(made) == len(prompt) or made.shape[-1] == 15
+
+
+def _rolled_back(cache: Cache, count: int) -> Cache:
+    cache.rollback(count)
+    return cache
+
+
+def test_a_cache_in_8_bits_on_a_gpu_is_refused_in_words(gpu: str) -> None:
+    with pytest.raises(ValueError, match=r"no kernel .* choose cache_dtype float16"):
+        Cache(1, 1, 4, 1, 32, gpu, "q8_0")

@@ -8,15 +8,19 @@ from ..backend import compute_dtype
 from ..backend import dtype as dtype_of
 from ..config import TransformerConfig
 from ..core.transformers import Transformer
+from ..devices import device as device_called
+from ..quantized import format_named
 from .configs import FAMILY_OF, config_from_hf
 from .errors import ModelFileError, quoted
 from .files import read_json
 from .gguf import TensorInfo, read_gguf
 from .gguf_config import config_from_gguf
 from .load import load_model
+from .names import matched
 from .resolve import DEFAULT_MODEL, resolve
 from .safetensors_file import read_folder
 from .shapes import count_weights
+from .storage import Storage
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
@@ -89,10 +93,15 @@ class ModelFile:
         """Return the bytes that generating takes: ``weights``, ``cache``, ``workspace``, ``total``.
 
         batch: rows; context: tokens of each, prompt and answer (default max_seq_length); dtype: of
-        the weights; cache_dtype: of keys and values (default: what ``dtype`` computes in, float32
-        for the 16-bit ones). The workspace is an estimate.
+        the weights, as for ``load``; cache_dtype: of keys and values (default: what ``dtype`` computes
+        in, float32 for the 16-bit ones). The workspace is an estimate.
         """
-        return memory_needed(self.config, batch, context, dtype, cache_dtype)
+        tensors = {info.name: info for info in self.tensors}
+        pairs = matched(self.family, self.config, tensors, str(self.path))
+        storage = Storage(dtype, device_called("cpu"), pairs)
+        needed = memory_needed(self.config, batch, context, storage.dtype, cache_dtype)
+        weights = storage.nbytes(pairs)
+        return needed | {"weights": weights, "total": needed["total"] + weights - needed["weights"]}
 
 
 def memory_needed(
@@ -110,12 +119,9 @@ def memory_needed(
     if context > config.max_seq_length:
         limit = config.max_seq_length
         raise ValueError(f"context ({context}) exceeds the model's max_seq_length ({limit})")
-    per_layer = batch * context * 2 * config.kv_heads * config.head_size
-    cache = (
-        config.num_layers
-        * per_layer
-        * dtype_of(cache_dtype or compute_dtype(dtype_of(dtype))).itemsize
-    )
+    held = config.num_layers * batch * context * 2 * config.kv_heads * config.head_size
+    form = format_named(cache_dtype or compute_dtype(dtype_of(dtype)).name)
+    cache = held * form.nbytes // form.elements
     weights = count_weights(config) * dtype_of(dtype).itemsize
     rows = batch * min(context, PREFILL_CHUNK)
     attention = (2 * config.num_heads + 2 * config.kv_heads) * config.head_size

@@ -13,7 +13,7 @@ from ..backend import FLOATS, float_dtype
 from ..devices import Device, load_makers
 from ..quantized import BLOCKED, FORMATS, MULTIPLIED, Format, fitting, format_named, is_blocked
 from .gguf import TensorInfo
-from .names import Mapped
+from .names import SAME, Mapped
 from .quantization import stored_format
 
 DTYPES = ("auto", "stored", *FLOATS, *BLOCKED)
@@ -55,6 +55,21 @@ class Storage:
         if self.wanted == "stored":
             return form
         return form if form.name in self.direct else floats
+
+    def nbytes(self, pairs: list[tuple[Mapped, TensorInfo]]) -> int:
+        """Bytes of all weights as they will be stored."""
+        total = 0
+        for mapped, info in pairs:
+            shape = info.shape
+            if len(shape) == 1:
+                total += shape[0] * self.dtype.itemsize
+                continue
+            name = mapped.targets[0]
+            turned = mapped.kind == SAME and name not in (_EMBEDDING, "pos_encoding.weight")
+            width = shape[0] if turned else shape[1]
+            form = self.format_of(name, info, width)
+            total += shape[0] * shape[1] // width * form.row_bytes(width)
+        return total
 
     def settled(self, formats: dict[str, Format]) -> dict[str, Format]:
         """The formats of the groups of one weight, seen together: "auto" keeps all of them or none."""

@@ -168,6 +168,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--cache-dtype",
+        type=storage,
         choices=CACHES,
         help="of keys and values (default: that of the activations)",
     )
@@ -190,7 +191,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", type=storage, default="float32", choices=STORAGES, help="of the weights"
     )
-    parser.add_argument("--cache-dtype", choices=CACHES, help="of keys and values")
+    parser.add_argument("--cache-dtype", type=storage, choices=CACHES, help="of keys and values")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -224,7 +225,7 @@ def _profile(parser: argparse.ArgumentParser) -> None:
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
 STORAGES = ("auto", "stored", *_DTYPES, *_BLOCKS)
-CACHES = ("float32", "float16", "bfloat16")
+CACHES = ("float32", "float16", "bfloat16", "q8_0")
 _SHORT = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 
 
@@ -266,6 +267,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--cache-dtype",
+        type=storage,
         choices=CACHES,
         help="of keys and values (default: that of the activations)",
     )

@@ -10,12 +10,16 @@ from ..checkpoint import ModelFile, open_model
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     file = open_model(arguments.model)
-    facts = describe(file, arguments.batch, arguments.context, arguments.dtype)
+    facts = describe(
+        file, arguments.batch, arguments.context, arguments.dtype, arguments.cache_dtype
+    )
     print(json.dumps(facts, ensure_ascii=False) if arguments.json else _page(facts))
     return 0
 
 
-def describe(file: ModelFile, batch: int, context: int | None, dtype: str) -> dict[str, Any]:
+def describe(
+    file: ModelFile, batch: int, context: int | None, dtype: str, cache_dtype: str | None = None
+) -> dict[str, Any]:
     """Return all that ``inspect`` shows, as plain values; sizes in bytes."""
     context = file.config.max_seq_length if context is None else context
     tensors: list[dict[str, Any]] = [
@@ -34,7 +38,7 @@ def describe(file: ModelFile, batch: int, context: int | None, dtype: str) -> di
             "batch": batch,
             "context": context,
             "dtype": dtype,
-            **file.memory_needed(batch, context, dtype),
+            **file.memory_needed(batch, context, dtype, cache_dtype),
         },
         "tensors": tensors,
     }

@@ -13,6 +13,7 @@ from ..backend import assign, compute_dtype
 from ..core.attention import Positions
 from ..core.tensor import Tensor, as_array, wrap
 from ..devices import Device, device
+from ..quantized.cache import EightBit
 from ..special import append_rows
 
 
@@ -32,7 +33,7 @@ class Cache:
                 raise ValueError(f"cache {name} must be at least 1, not {value}")
         self.device, self.capacity, self.batch = device(place), capacity, batch
         shape = (batch, capacity, kv_heads, head_dim)
-        pairs = [self.device.cache_pair(*shape, dtype) for _ in range(layers)]
+        pairs = [self._pair(shape, dtype) for _ in range(layers)]
         self.keys, self.values = [k for k, _ in pairs], [v for _, v in pairs]
         self.lengths = numpy.zeros(batch, dtype=numpy.int64)
         self._on_device: Any = None
@@ -51,6 +52,16 @@ class Cache:
             config.num_layers, batch, room, config.kv_heads, config.head_size, model.device,
             dtype or compute_dtype(model.dtype, model.device.kind),
         )  # fmt: skip
+
+    def _pair(self, shape: tuple[int, int, int, int], dtype: Any) -> tuple[Any, Any]:
+        """Keys and values of one layer. "q8_0" keeps them in 8 bit."""
+        if str(dtype) != "q8_0":
+            return self.device.cache_pair(*shape, dtype)
+        if self.device.kind != "cpu":
+            raise ValueError(
+                f"a cache in 8 bit has no kernel on {self.device} yet: choose cache_dtype float16"
+            )
+        return EightBit.zeros(shape), EightBit.zeros(shape)
 
     def _clear_plan(self) -> None:
         """Forget the pass under way."""

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ..backend import is_half, narrow
+from ..backend import is_half, narrow, widen
 from ..core.tensor import grad_enabled
 from ..ops import attention
+from ..quantized.cache import EightBit
 from ..special import append_rows
 from .buffers import plain
 from .rotary import turn
@@ -275,7 +276,7 @@ def cached(
     append_rows(keys, packed[:, :, heads:turned], starts)
     append_rows(values, packed[:, :, turned:], starts)
     firsts = None if isinstance(starts, int) else starts
-    keys, values = (narrow(cache[:, :stop], packed.dtype) for cache in (keys, values))
+    keys, values = (narrow(widen(cache[:, :stop]), packed.dtype) for cache in (keys, values))
     out, _ = _forward(
         packed[:, :, :heads], keys, values, None, None, lengths, firsts,
         causal=causal, window=window,
@@ -288,7 +289,8 @@ def accepts_cached(
     sin: Any = None, positions: Any = None, **options: Any,
 ) -> bool:  # fmt: skip
     """Whether ``cached`` takes these arguments."""
-    held = plain(packed, keys, values) or (plain(packed) and is_half(keys) and is_half(values))
+    narrower = isinstance(keys, EightBit) or (is_half(keys) and is_half(values))
+    held = plain(packed) and (narrower or plain(packed, keys, values))
     return held and (cos is None or 2 * cos.shape[1] == packed.shape[3])
 
 
