@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 PROFILING = Path(__file__).parent.parent / "profiling"
-sys.path.insert(0, str(PROFILING))
 SESSION = [sys.executable, str(PROFILING / "session.py")]
 GENERATION = [*SESSION, "generate", "--preset=shakespeare-char", "--prompt-tokens=5", "--tokens=4",
               "--device=cpu"]  # fmt: skip
