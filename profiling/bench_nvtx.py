@@ -9,7 +9,6 @@ empty loop); the share is what all ranges of a step cost so, over the time of th
 """
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -88,8 +87,11 @@ def _spans(count: int) -> None:
             pass
 
 
-def one_range(windows: int, count: int = 20_000) -> dict[str, float]:
-    """Nanoseconds of a range that no tool hears, by the form in which it is opened."""
+def one_range(windows: int, count: int = 2_000) -> dict[str, float]:
+    """Nanoseconds of a range that no tool hears, by the form in which it is opened.
+
+    Windows of a tenth of a millisecond, so that most are not interrupted.
+    """
     forms = {"op": _guarded, "part": _parts, "span": _spans}
     found: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(windows):
@@ -110,11 +112,11 @@ def _seconds(function: Any, *arguments: Any) -> float:
 
 def steps(model: Transformer, count: int, captured: bool) -> Any:
     """An iterator over decode steps, past the first ones."""
-    capture = importlib.import_module("tinytorch_gpu.generation.capture")
+    from tinytorch_gpu.generation import capture
+
     before = capture.can_capture
     capture.can_capture = before if captured else lambda *_: False
-    prompt = numpy.arange(1, 17)
-    made = model.generate(prompt, count, temperature=0, stream=True)
+    made = model.generate(numpy.arange(1, 17), count, temperature=0, stream=True)
     for _ in range(4):
         next(made)
     capture.can_capture = before
@@ -144,8 +146,8 @@ def timed_steps(model: Transformer, count: int, captured: bool) -> float:
 
 def without_a_tool(name: str, windows: int) -> dict[str, Any]:
     """The cost of all ranges of a decode step over the step's time."""
-    model = Transformer.from_config(preset(name), device="cpu", seed=0)
-    forms, cost = ranges_of_a_step(model), one_range(windows)
+    model = Transformer.from_config(preset(name, max_seq_length=512), device="cpu", seed=0)
+    forms, cost = ranges_of_a_step(model), one_range(10 * windows)
     spent = sum(count * cost[form] for form, count in forms.items())
     total = sum(forms.values())
     eager = timed_steps(model, windows, captured=False)
@@ -165,7 +167,7 @@ def with_a_tool(name: str, windows: int) -> dict[str, Any]:
     """Time of a step with the recorder listening over time without ranges, in turn."""
     if not nvtx.on:
         raise SystemExit("bench_nvtx.py: the recorder is not attached")
-    model = Transformer.from_config(preset(name), device="cpu", seed=0)
+    model = Transformer.from_config(preset(name, max_seq_length=512), device="cpu", seed=0)
     made = steps(model, 2 * windows + 4, captured=False)
     pairs = []
     for _ in range(windows):

@@ -220,6 +220,40 @@ def test_copies_to_and_from_a_device(domain: Domain) -> None:
     assert dict(domain.made) == {"h2d": "io", "d2h": "io"}
 
 
+def without_copies(children: list[Any]) -> list[Any]:
+    return [
+        (n.removesuffix(" (reference)"), without_copies(inner))
+        for n, inner in children if n not in ("h2d", "d2h")
+    ]  # fmt: skip
+
+
+def test_a_gpu_has_the_same_tree(domain: Domain, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = []
+    for place in ("cpu", gpu):
+        model = Transformer(
+            20, 16, 4, 2, 24, 32, position="rotary", norm="rms", seed=0, device=place
+        )
+        targets = Tensor([2, 3, 4]).to(place)
+        model.generate([[1, 2, 3]], 3, temperature=0)  # makes tables, and compiles kernels
+        domain.root.clear()
+        monkeypatch.setenv("TINYTORCH_STRICT", "1")  # any operation without a kernel is an error
+        with nvtx.span("train.forward", "phase"):
+            loss = ops.cross_entropy(model([[1, 2, 3]]).reshape(3, 20), targets)
+        generated = model.generate([[1, 2, 3]], 3, temperature=0)
+        monkeypatch.delenv("TINYTORCH_STRICT")
+        assert generated.shape == (1, 6)
+        if place == gpu:
+            # The tokens come back, and nothing else within a step.
+            assert names(domain.root).count("d2h") == 3
+            for name, inside in domain.root:
+                assert name != "decode" or not {"h2d", "d2h"} & set(everything(inside))
+            assert not [n for n in everything(domain.root) if "(reference)" in n]
+        with nvtx.span("train.backward", "phase"):
+            loss.backward()
+        trees.append(without_copies(domain.root))
+    assert trees[0] == trees[1]
+
+
 def test_threads_do_not_share_payloads(domain: Domain) -> None:
     nvtx.push("decode", "phase", 1)
     other = threading.Thread(target=nvtx.push, args=("decode", "phase", 2))

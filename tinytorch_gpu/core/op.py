@@ -61,7 +61,8 @@ class Op:
 
     ``reference(*arrays, **options)`` returns (result, residuals), or only the result when not
     ``differentiable``; with ``outputs`` above 1 the result is a tuple. ``mutates`` names the
-    arguments that it writes in place. Its NVTX ``range`` is called ``op.`` and ``shown_as``, by
+    arguments that it writes in place. A ``view`` looks at the memory of its argument in another way
+    where it can, so that it is no fallback to have no kernel for it. Its NVTX ``range`` is called ``op.`` and ``shown_as``, by
     default the reference's name. A reference that takes ``needs`` is told by it, forward and backward,
     which arguments want a gradient where some do not (None: all do).
     """
@@ -73,10 +74,11 @@ class Op:
         mutates: tuple[str, ...] = (),
         differentiable: bool = True,
         shown_as: str | None = None,
+        view: bool = False,
     ):
         self.name, self.__doc__ = reference.__name__, reference.__doc__
         self.reference, self.outputs = reference, outputs
-        self.mutates, self.differentiable = mutates, differentiable
+        self.mutates, self.differentiable, self.view = mutates, differentiable, view
         self.reference_backward: Callable[..., Any] | None = None
         self.makers: dict[str, list[Maker]] = {}
         self.range = f"op.{shown_as or self.name}"
@@ -127,7 +129,7 @@ class Op:
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
         if nvtx.on:
-            fell_back = maker is None and where in DEVICES
+            fell_back = maker is None and where in DEVICES and not self.view
             name = self.range + " (reference)" if fell_back else self.range
             with nvtx.span(name, "op", tokens(arrays)):
                 made = forward(*arrays, **options)
@@ -188,7 +190,7 @@ class Op:
             for maker in makers:
                 if maker.accepts is None or maker.accepts(*arrays, **options):
                     return maker
-        if where in DEVICES and os.environ.get("TINYTORCH_STRICT") == "1":
+        if where in DEVICES and not self.view and os.environ.get("TINYTORCH_STRICT") == "1":
             raise RuntimeError(f"TINYTORCH_STRICT=1: {self.name} has no kernel for these arguments")
         return None
 

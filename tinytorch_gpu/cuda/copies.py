@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from .. import nvtx
+from ..backend import to_numpy
+
 
 class CudaReader:
     """Copies arrays of one shape to pinned memory in the order of the stream: ``start`` returns at once,
@@ -25,7 +28,8 @@ class CudaReader:
 
     def wait(self) -> Any:
         """Return the numbers; they are overwritten by the next ``start``."""
-        self._event.synchronize()
+        with nvtx.span("d2h", "io", self._host.nbytes):
+            self._event.synchronize()
         return self._host
 
 
@@ -42,7 +46,7 @@ class EmulatedReader:
 
     def wait(self) -> Any:
         """Return them; a wait for the device."""
-        return self._copy.get()
+        return to_numpy(self._copy)
 
 
 def reader(place: Any, like: Any) -> CudaReader | EmulatedReader:

@@ -12,9 +12,6 @@ from ..core.op import Call, record
 from ..core.tensor import no_grad
 from .cache import Cache
 
-# Operations that may only look at memory in another way.
-VIEWS = ("reshape", "permute", "getitem", "split_heads")
-
 
 def record_launches(run: Callable[[], None], cache: Cache) -> Callable[[], None] | None:
     """Run a step through a fixed cache; return what repeats it as one graph, None if an operation has
@@ -91,7 +88,7 @@ def _in_place(call: Call) -> bool:
 
 def is_view(call: Call) -> bool:
     """Whether a call has done nothing: its result lies in its argument's memory."""
-    if call.op.name not in VIEWS:
+    if not call.op.view:
         return False
     x = call.arrays[0]
     results = call.result if isinstance(call.result, tuple) else (call.result,)

@@ -7,7 +7,7 @@ from ..core.op import op
 from ..special import add_at
 
 
-@op
+@op(view=True)
 def reshape(x: Any, *, shape: tuple[int, ...]) -> Any:
     """``x`` in another shape; one -1 is worked out."""
     return namespace(x).reshape(x, shape), tuple(x.shape)
@@ -18,7 +18,7 @@ def _(residuals: Any, dout: Any, *, shape: tuple[int, ...]) -> Any:
     return (namespace(dout).reshape(dout, residuals),)
 
 
-@op
+@op(view=True)
 def permute(x: Any, *, axes: tuple[int, ...]) -> Any:
     """The axes of ``x`` in another order."""
     return namespace(x).permute_dims(x, axes), ()
@@ -32,7 +32,7 @@ def _(residuals: Any, dout: Any, *, axes: tuple[int, ...]) -> Any:
     return (namespace(dout).permute_dims(dout, tuple(back)),)
 
 
-@op
+@op(view=True)
 def getitem(x: Any, *, index: Any) -> Any:
     """``x[index]``, an element taken twice getting both gradients."""
     return x[index], (tuple(x.shape),)
@@ -46,7 +46,7 @@ def _(residuals: Any, dout: Any, *, index: Any) -> Any:
     return (gradient,)
 
 
-@op(outputs=3)
+@op(outputs=3, view=True)
 def split_heads(x: Any, *, sizes: tuple[int, int, int]) -> Any:
     """Queries, keys and values (B, T, sizes[i], D) out of the packed heads (B, T, H + 2 K, D)."""
     q, k, _ = sizes
