@@ -9,6 +9,7 @@ empty loop); the share is what all ranges of a step cost so, over the time of th
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -112,8 +113,7 @@ def _seconds(function: Any, *arguments: Any) -> float:
 
 def steps(model: Transformer, count: int, captured: bool) -> Any:
     """An iterator over decode steps, past the first ones."""
-    from tinytorch_gpu.generation import capture
-
+    capture = importlib.import_module("tinytorch_gpu.generation.capture")
     before = capture.can_capture
     capture.can_capture = before if captured else lambda *_: False
     made = model.generate(numpy.arange(1, 17), count, temperature=0, stream=True)
