@@ -6,7 +6,7 @@ Each entry says what must be read and written once, and why; ``tests/test_kernel
 to the limits. Sectors are the 32-byte pieces of memory that requests touch, over the fewest that their
 bytes can lie in; wavefronts those of shared memory, over the fewest, at the worst instruction that makes a
 twentieth of a launch's requests or more: 2 is a 2-way bank conflict. ``--save`` writes
-profiling/results/traffic.md. Needs a C++ compiler, no GPU.
+profiling/results/traffic.md, with ``--only`` the rows of these names anew. Needs a C++ compiler, no GPU.
 """
 
 import argparse
@@ -237,29 +237,41 @@ PARTS = [
 ]
 
 
+def row_of(entry: Entry) -> str:
+    """An entry's line of the table."""
+    found = measure(entry)
+    limit = "-" if entry.most is None else f"{entry.most:.2f}"
+    cells = (entry.name, entry.shape, entry.dtype, entry.why, entry.least, f"{found.moved:.3f}", limit,
+             f"{found.sectors:.2f}", f"{found.conflict:.2f}")  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def save(rows: list[str], only: tuple[str, ...]) -> None:
+    """Write the table: these rows, behind those saved before whose names do not begin as ``only`` says."""
+    before = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    old = [line for line in before[6:] if not line.removeprefix("| ").startswith(only)]
+    lines = [
+        "# Bytes moved over the least possible", "",
+        f"Counted on the emulated device by profiling/kernel_traffic.py, last on {datetime.date.today().isoformat()}.", "",
+        "| kernel | shape | dtype | must move once | bytes | of the least | limit | sectors of the fewest | worst bank conflict |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    RESULTS.write_text("\n".join([*lines, *old, *rows]) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=("",), help="names that begin so")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
-    lines = [
-        "# Bytes moved over the least possible", "",
-        f"Counted on the emulated device by profiling/kernel_traffic.py, {datetime.date.today().isoformat()}.", "",
-        "| kernel | shape | dtype | must move once | bytes | of the least | limit | sectors of the fewest | worst bank conflict |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    only, rows = tuple(arguments.only), []
     devices.load_makers("emulated")
     for entry in (entry for part, kind in PARTS for entry in part(kind)):
-        if not entry.name.startswith(tuple(arguments.only)):
-            continue
-        found = measure(entry)
-        limit = "-" if entry.most is None else f"{entry.most:.2f}"
-        cells = (entry.name, entry.shape, entry.dtype, entry.why, entry.least, f"{found.moved:.3f}", limit,
-                 f"{found.sectors:.2f}", f"{found.conflict:.2f}")  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-        print(lines[-1], flush=True)
+        if entry.name.startswith(only):
+            rows.append(row_of(entry))
+            print(rows[-1], flush=True)
     if arguments.save:
-        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        save(rows, only)
 
 
 if __name__ == "__main__":
