@@ -1,5 +1,6 @@
 // linear: the products of a layer with its weight, in any storage that a weight has.
 #include "linear_float.h"
+#include "linear_quantized.h"
 
 namespace ISA {
 
@@ -8,6 +9,12 @@ static void linear(const LinearArguments& a, Thread& thread) {
         case FLOAT32: return multiply_floats<Float32>(a, thread);
         case FLOAT16: return multiply_floats<Float16>(a, thread);
         case BFLOAT16: return multiply_floats<BFloat16>(a, thread);
+        case Q8_0: return multiply_quantized<Q8>(a, thread);
+        case Q4_0: return multiply_quantized<Q4<false>>(a, thread);
+        case Q4_1: return multiply_quantized<Q4<true>>(a, thread);
+        case Q4_K: return multiply_quantized<Q45K<false>>(a, thread);
+        case Q5_K: return multiply_quantized<Q45K<true>>(a, thread);
+        case Q6_K: return multiply_quantized<Q6K>(a, thread);
     }
 }
 

@@ -12,7 +12,7 @@
 
 namespace ISA {
 
-enum Format : int64_t { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1 };
+enum Format : int64_t { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K };
 
 struct LinearArguments {
     const float* x;         // (rows, width)
@@ -21,8 +21,9 @@ struct LinearArguments {
     const float* residual;  // (rows, made), or null
     float* inner;           // (rows, outs) or null: what the activation was given
     float* out;             // (rows, made), where made is half of outs if the activation is gated
-    void* scratch;          // room for the rows of x in 8 bits (see quantized.h), or null
+    void* scratch;          // room for the rows of x in 8 bits (linear_quantized.h), or null
     int64_t rows, width, outs, format, bias_format, activation;
+    int64_t pitch;  // from one row of residual and out to the next: made, or more if they are wider
 };
 
 // Outputs of a block, and rows of x: 48 rows of 1536 floats are some 300 KB, which a second-level cache
@@ -55,7 +56,7 @@ static inline void finish(const LinearArguments& a, Rows rows, int64_t first, in
     for (int64_t row = 0; row < rows.count; row++) {
         float* x = from + row * pitch;
         float* y = gated ? up + row * pitch : nullptr;
-        const int64_t place = (rows.first + row) * made + first;
+        const int64_t place = (rows.first + row) * a.pitch + first;
         for (int64_t i = 0; i < count; i += LANES) {
             const size_t bytes = 4 * least(LANES, count - i);
             Floats inner{}, other{}, more{};
@@ -96,8 +97,8 @@ static inline void multiply(const LinearArguments& a, Thread& thread, Weight& we
         const int64_t count = least(BLOCK_OUTS, own.last - first);
         for (int64_t row = 0; row < a.rows; row += BLOCK_ROWS) {
             const Rows rows{row, least(BLOCK_ROWS, a.rows - row)};
-            float* to = a.inner ? a.inner + row * a.outs + first : a.out + row * made + first;
-            int64_t pitch = a.inner ? a.outs : made;
+            float* to = a.inner ? a.inner + row * a.outs + first : a.out + row * a.pitch + first;
+            int64_t pitch = a.inner ? a.outs : a.pitch;
             float* up = gated && a.inner ? to + made : nullptr;
             if (gated && !a.inner) to = room, up = room + BLOCK_OUTS, pitch = 2 * BLOCK_OUTS;
             weight.product(first, count, rows, to, pitch);

@@ -33,6 +33,8 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 // Always eight, one of each row of a block of quantized weights (see quantized.h).
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
+// Four bytes for each of the eight.
+typedef uint8_t Bytes __attribute__((vector_size(32)));
 
 static inline Floats load(const float* from) {
     Floats made;

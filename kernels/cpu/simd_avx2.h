@@ -11,4 +11,43 @@ static inline Floats load_half(const uint16_t* from) {
 
 static inline Floats8 load_half8(const uint16_t* from) { return load_half(from); }
 
+static inline void store_bytes(uint8_t* to, Ints values) {
+    const __m256i words = _mm256_packs_epi32(__m256i(values), __m256i(values));
+    const __m256i bytes = _mm256_packs_epi16(words, words);
+    const int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
+    memcpy(to, &low, 4);
+    memcpy(to + 4, &high, 4);
+}
+
+// Sums of products of bytes, for eight rows: `weights` has four of each row, `word` four signed bytes of
+// x, from -127 to 127. `fold` keeps what 16 bits can hold from overflowing, where they are used.
+// The instruction takes unsigned times signed bytes and adds two products into 16 bits.
+struct SignedProducts {
+    __m256i sums = _mm256_setzero_si256();
+    void add(Bytes weights, int32_t word) {
+        const __m256i w = __m256i(weights), x = _mm256_set1_epi32(word);
+        // |w| (x sign w) is w x; with |x| up to 127 two of them fit.
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    Ints8 total(int32_t) const { return Ints8(sums); }
+};
+
+template <int MOST>  // the largest weight; none is below 0
+struct Products {
+    __m256i narrow = _mm256_setzero_si256(), wide = _mm256_setzero_si256();
+    void add(Bytes weights, int32_t word) {
+        const __m256i x = _mm256_set1_epi32(word);
+        narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(__m256i(weights), x));
+    }
+    void fold() {
+        wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+        narrow = _mm256_setzero_si256();
+    }
+    Ints8 total() {
+        fold();
+        return Ints8(wide);
+    }
+};
+
 }  // namespace ISA

@@ -1,0 +1,299 @@
+// Products with a quantized weight: bytes times bytes, without ever making the weight's floats.
+//
+// The rows of x are rounded to 8 bits, 32 values to a scale of their own, once per call; then 32 products are
+// a few byte instructions, and what remains in floating point is one scale per block and output. A lane of a vector
+// is an output (blocks.h): eight outputs' weights come in with one load, x's four bytes go to all lanes,
+// and no sum ever crosses lanes. A block is taken apart once for all rows of x in a tile.
+//
+// Moved for one row of x: the weight once, in its packed bytes (the least possible), and x; for a prompt
+// the weight once per 48 rows, from a cache but for the first time.
+//
+// How the weights are taken apart follows ggml's formats: value * scale (Q8_0), (value - 8) * scale
+// (Q4_0), value * scale + minimum (Q4_1), and in blocks of 256 small integers for the scales (Q4_K, Q5_K, Q6_K).
+#pragma once
+
+#include "blocks.h"
+
+namespace ISA {
+
+// 32 values of x: their scale, and the sums of the first and the second 16 rounded ones.
+struct Rounded {
+    float scale;
+    int32_t sums[2];
+    int32_t sum() const { return sums[0] + sums[1]; }
+};
+
+// Rows of x in 8 bits. A row is `width` bytes and then a Rounded for each 32 of them.
+struct RoundedRows {
+    uint8_t* memory;
+    int64_t width, pitch;
+
+    static int64_t pitch_of(int64_t width) {
+        return (width + width / 32 * int64_t(sizeof(Rounded)) + 63) / 64 * 64;
+    }
+    const uint8_t* row(int64_t r) const { return memory + r * pitch; }
+};
+
+static inline void round_row(const float* x, uint8_t* to, int64_t width) {
+    Rounded* blocks = reinterpret_cast<Rounded*>(to + width);
+    for (int64_t b = 0; b < width / 32; b++) {
+        const float* from = x + 32 * b;
+        Floats most{}, zero{};
+        for (int i = 0; i < 32; i += LANES) {
+            const Floats value = load(from + i);
+            most = greater(value < 0.0f ? -value : value, most);
+            zero += value * 0.0f;  // NaN if one of them is infinite or NaN
+        }
+        float top = 0;
+        for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
+        const float magic = 12582912.0f;  // adding it rounds to a whole number
+        const Floats inverse = splat(top > 0 ? 127.0f / top : 0.0f);
+        Ints sums[2] = {};
+        for (int i = 0; i < 32; i += LANES) {
+            const Ints whole = bits(load(from + i) * inverse + magic) - 0x4B400000;
+            sums[i / 16] += whole;
+            store_bytes(to + 32 * b + i, whole);
+        }
+        blocks[b].scale = top / 127.0f + sum(zero);
+        for (int half = 0; half < 2; half++) {
+            int32_t total = 0;
+            for (int i = 0; i < LANES; i++) total += sums[half][i];
+            blocks[b].sums[half] = total;
+        }
+    }
+}
+
+// What a tile of ROWS rows of x needs at block `b` of 32.
+template <int ROWS>
+struct Tile {
+    const uint8_t* rows[ROWS];
+    const Rounded* blocks[ROWS];
+
+    Tile(const RoundedRows& x, int64_t first) {
+        for (int r = 0; r < ROWS; r++) {
+            rows[r] = x.row(first + r);
+            blocks[r] = reinterpret_cast<const Rounded*>(rows[r] + x.width);
+        }
+    }
+    // Values 4 v to 4 v + 3 of the block.
+    int32_t word(int r, int64_t b, int v) const {
+        int32_t made;
+        memcpy(&made, rows[r] + 32 * b + 4 * v, 4);
+        return made;
+    }
+    const Rounded& block(int r, int64_t b) const { return blocks[r][b]; }
+};
+
+static inline Bytes load_bytes(const uint8_t* from) {
+    Bytes made;
+    memcpy(&made, from, sizeof made);
+    return made;
+}
+
+static inline Floats8 floats(Ints8 values) { return __builtin_convertvector(values, Floats8); }
+
+// Eight numbers of one byte, one for each row.
+template <class Byte>
+static inline Ints8 load_small(const uint8_t* from) {
+    typedef Byte Small __attribute__((vector_size(8)));
+    Small made;
+    memcpy(&made, from, sizeof made);
+    return __builtin_convertvector(made, Ints8);
+}
+
+// Each format: how many blocks of 32 a block of it spans, its bytes for eight rows, and what it adds to
+// the sums of a tile.
+
+struct Q8 {
+    static constexpr int SPAN = 1, BYTES = 272;
+
+    template <int ROWS>
+    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
+        SignedProducts products[ROWS];
+        for (int v = 0; v < 8; v++) {
+            const Bytes weights = load_bytes(block + 16 + 32 * v);
+            for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b, v));
+        }
+        const Floats8 scale = load_half8(reinterpret_cast<const uint16_t*>(block));
+        for (int r = 0; r < ROWS; r++) {
+            const Rounded& own = x.block(r, b);
+            sums[r] += floats(products[r].total(own.sum())) * (scale * own.scale);
+        }
+    }
+};
+
+template <bool MINIMUM>
+struct Q4 {
+    static constexpr int SPAN = 1, HEAD = MINIMUM ? 32 : 16, BYTES = HEAD + 128;
+
+    template <int ROWS>
+    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
+        Products<15> products[ROWS];
+        for (int v = 0; v < 4; v++) {
+            const Bytes packed = load_bytes(block + HEAD + 32 * v);
+            const Bytes low = packed & 15, high = packed >> 4;
+            for (int r = 0; r < ROWS; r++) {
+                products[r].add(low, x.word(r, b, v));
+                products[r].add(high, x.word(r, b, v + 4));
+            }
+        }
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
+        const Floats8 scale = load_half8(halves);
+        for (int r = 0; r < ROWS; r++) {
+            const Rounded& own = x.block(r, b);
+            if (MINIMUM) {
+                sums[r] += floats(products[r].total()) * (scale * own.scale);
+                sums[r] += load_half8(halves + 8) * (own.scale * float(own.sum()));
+            } else {
+                sums[r] += floats(products[r].total() - 8 * own.sum()) * (scale * own.scale);
+            }
+        }
+    }
+};
+
+// The scales and minima of Q4_K and Q5_K, 6 bits each, of group `g`: the first four lie whole, the upper
+// two bits of the others are over theirs.
+static inline void small_scales(const uint8_t* packed, int g, Ints8& scale, Ints8& minimum) {
+    if (g < 4) {
+        scale = load_small<uint8_t>(packed + 8 * g) & 63;
+        minimum = load_small<uint8_t>(packed + 8 * (g + 4)) & 63;
+    } else {
+        const Ints8 both = load_small<uint8_t>(packed + 8 * (g + 4));
+        scale = (both & 15) | (load_small<uint8_t>(packed + 8 * (g - 4)) >> 2 & 48);
+        minimum = both >> 4 | (load_small<uint8_t>(packed + 8 * g) >> 2 & 48);
+    }
+}
+
+// Groups of 32: value * (d * scale) - dmin * minimum. FIFTH: a fifth bit of each value lies apart.
+template <bool FIFTH>
+struct Q45K {
+    static constexpr int SPAN = 8, SMALL = 32, BITS = SMALL + 96, LOW = BITS + (FIFTH ? 256 : 0);
+    static constexpr int BYTES = LOW + 1024, MOST = FIFTH ? 31 : 15;
+
+    template <int ROWS>
+    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
+        const Floats8 d = load_half8(halves), dmin = load_half8(halves + 8);
+        for (int g = 0; g < 8; g++) {
+            Products<MOST> products[ROWS];
+            for (int v = 0; v < 8; v++) {
+                Bytes weights = load_bytes(block + LOW + 256 * (g / 2) + 32 * v);
+                weights = g % 2 ? weights >> 4 : weights & 15;
+                if (FIFTH) {
+                    const Bytes bits = load_bytes(block + BITS + 32 * v);
+                    weights |= (bits >> g & 1) << 4;
+                }
+                for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b + g, v));
+                if (FIFTH && v == 3)
+                    for (int r = 0; r < ROWS; r++) products[r].fold();
+            }
+            Ints8 small, minimum;
+            small_scales(block + SMALL, g, small, minimum);
+            const Floats8 scale = d * floats(small), offset = dmin * floats(minimum);
+            for (int r = 0; r < ROWS; r++) {
+                const Rounded& own = x.block(r, b + g);
+                sums[r] += floats(products[r].total()) * (scale * own.scale);
+                sums[r] -= offset * (own.scale * float(own.sum()));
+            }
+        }
+    }
+};
+
+// Groups of 16: (value - 32) * (d * scale). The lower four bits of two groups lie in one byte, the upper
+// two bits of four.
+struct Q6K {
+    static constexpr int SPAN = 8, SMALL = 16, LOW = SMALL + 128, UPPER = LOW + 1024;
+    static constexpr int BYTES = UPPER + 512;
+
+    template <int ROWS>
+    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
+        const Floats8 d = load_half8(reinterpret_cast<const uint16_t*>(block));
+        for (int g = 0; g < 16; g++) {
+            const int half = g / 8, part = g / 2 % 4, side = g % 2;
+            Products<63> products[ROWS];
+            for (int i = 0; i < 4; i++) {
+                const int v = 4 * side + i;
+                Bytes low = load_bytes(block + LOW + 32 * (16 * half + 8 * (part % 2) + v));
+                const Bytes upper = load_bytes(block + UPPER + 32 * (8 * half + v));
+                low = part < 2 ? low & 15 : low >> 4;
+                const Bytes weights = low | (upper >> 2 * part & 3) << 4;
+                for (int r = 0; r < ROWS; r++)
+                    products[r].add(weights, x.word(r, b + g / 2, v));
+                if (i == 1)
+                    for (int r = 0; r < ROWS; r++) products[r].fold();
+            }
+            const Floats8 scale = d * floats(load_small<int8_t>(block + SMALL + 8 * g));
+            for (int r = 0; r < ROWS; r++) {
+                const Rounded& own = x.block(r, b + g / 2);
+                const Ints8 total = products[r].total() - 32 * own.sums[side];
+                sums[r] += floats(total) * (scale * own.scale);
+            }
+        }
+    }
+};
+
+// Rows of x in a tile.
+constexpr int QUANTIZED_ROWS = 4;
+
+template <class Kind>
+struct QuantizedWeight {
+    const uint8_t* weight;
+    RoundedRows x;
+
+    template <int ROWS>
+    void tile(const uint8_t* group, int64_t row, int64_t count, float* to, int64_t pitch) {
+        const Tile<ROWS> some(x, row);
+        Floats8 sums[ROWS] = {};
+        const int64_t blocks = x.width / 32;
+        for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES) {
+            if (ROWS == 1) prefetch(group);
+            Kind::template add<ROWS>(group, some, b, sums);
+        }
+        for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
+    }
+
+    // One row of x reads the weight at the speed of memory: what comes next is asked for early.
+    static void prefetch(const uint8_t* group) {
+        constexpr int AHEAD = 1600;
+        for (int i = 0; i < Kind::BYTES; i += 64) __builtin_prefetch(group + AHEAD + i);
+    }
+
+    void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {
+        const int64_t bytes = x.width / 32 / Kind::SPAN * Kind::BYTES;
+        for (int64_t o = 0; o < count; o += GROUP) {
+            const uint8_t* group = weight + (first + o) / GROUP * bytes;
+            const int64_t outs = least(GROUP, count - o);
+            int64_t r = 0;
+            for (; r + QUANTIZED_ROWS <= rows.count; r += QUANTIZED_ROWS)
+                tile<QUANTIZED_ROWS>(group, rows.first + r, outs, to + r * pitch + o, pitch);
+            if (rows.count - r >= 2) {
+                tile<2>(group, rows.first + r, outs, to + r * pitch + o, pitch);
+                r += 2;
+            }
+            if (r < rows.count) tile<1>(group, rows.first + r, outs, to + r * pitch + o, pitch);
+        }
+    }
+};
+
+// One row is rounded by each thread for itself, which costs less than to wait for one another; more of them are
+// shared out.
+template <class Kind>
+static void multiply_quantized(const LinearArguments& a, Thread& thread) {
+    const int64_t pitch = RoundedRows::pitch_of(a.width);
+    const size_t room = 4 * BLOCK_ROWS * 2 * BLOCK_OUTS;
+    uint8_t* own = static_cast<uint8_t*>(thread.scratch(room + size_t(pitch)));
+    RoundedRows x{static_cast<uint8_t*>(a.scratch), a.width, pitch};
+    if (!a.scratch) {
+        x.memory = own + room;
+        round_row(a.x, x.memory, a.width);
+    } else {
+        const Span rows = share(thread, a.rows);
+        for (int64_t r = rows.first; r < rows.last; r++)
+            round_row(a.x + r * a.width, x.memory + r * pitch, a.width);
+        thread.barrier();
+    }
+    QuantizedWeight<Kind> weight{static_cast<const uint8_t*>(a.weight), x};
+    multiply(a, thread, weight, reinterpret_cast<float*>(own));
+}
+
+}  // namespace ISA

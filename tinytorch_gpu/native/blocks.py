@@ -1,0 +1,37 @@
+"""Quantized weights as the library multiplies them: the rows of the file, eight and eight interleaved
+(kernels/cpu/blocks.h). As many bytes, nothing lost."""
+
+import math
+from typing import Any
+
+import numpy
+
+from .library import Operation, pointer
+
+_pack = Operation("pack_blocks", "2P3q")  # rows, packed; outs, width, format
+_unpack = Operation("unpack_blocks", "3P3q")  # packed, ids, rows; count, width, format
+
+# The numbers of kernels/cpu/linear.h.
+FORMATS = {
+    "float32": 0, "float16": 1, "bfloat16": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5, "q4_k": 6,
+    "q5_k": 7, "q6_k": 8,
+}  # fmt: skip
+GROUP = 8  # rows that are interleaved
+
+
+def pack(rows: Any, form: str, width: int) -> Any:
+    """Rows (out, bytes) uint8 of a format, ``width`` weights each, interleaved: uint8 (n,)."""
+    rows = numpy.ascontiguousarray(rows)
+    outs, size = rows.shape
+    packed = numpy.empty(math.ceil(outs / GROUP) * GROUP * size, numpy.uint8)
+    _pack(packed.size, pointer(rows), pointer(packed), outs, width, FORMATS[form])
+    return packed
+
+
+def unpack(packed: Any, form: str, width: int, size: int, ids: Any) -> Any:
+    """The rows ``ids`` (n,) of interleaved ones, as ``pack`` took them: uint8 (n, ``size``)."""
+    ids = numpy.ascontiguousarray(ids, numpy.int64)
+    rows = numpy.empty((len(ids), size), numpy.uint8)
+    fields = (pointer(packed), pointer(ids), pointer(rows), len(ids), width, FORMATS[form])
+    _unpack(rows.size, *fields)
+    return rows
