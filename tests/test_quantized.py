@@ -212,7 +212,9 @@ def test_a_product_is_that_of_the_decoded_weight(name: str, rows: int, activatio
     for way in (reference_only, no_grad, enable_grad):
         with way():
             made = ops.linear(x, Weight(matrix), bias, residual, activation=activation)
-        np.testing.assert_allclose(made.data, truth, atol=2e-5 * np.abs(truth).max())
+        # Native code rounds x to 8 bits where nothing is recorded: tests/test_native_blocks.py.
+        off = 3e-2 if way is no_grad and library() else 2e-5
+        np.testing.assert_allclose(made.data, truth, atol=off * np.abs(truth).max())
     douts, beside = normal(*truth.shape, seed=5), Tensor(x.data, requires_grad=True)
     made.backward(douts)
     ops.linear(beside, dense, bias, residual, activation=activation).backward(douts)
@@ -231,7 +233,11 @@ GPT2 = {"position": "learned", "activation": "gelu_tanh", "qkv_bias": True, "out
 
 @pytest.mark.parametrize("choices", [LLAMA, LLAMA | {"tie_embeddings": True}, GPT2])
 @pytest.mark.parametrize("name", BLOCKED)
-def test_a_model_in_blocks_is_the_decoded_one(name: str, choices: Any) -> None:
+def test_a_model_in_blocks_is_the_decoded_one(
+    name: str, choices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = OPS["linear"].makers  # the last one is exact
+    monkeypatch.setitem(makers, "cpu", makers["cpu"][-1:])
     model = tiny(**choices).to(name)
     dense = tiny(**choices)
     dense.load_state_dict({n: np.asarray(a) for n, a in model.state_dict().items()})

@@ -128,6 +128,7 @@ class CpuDevice(Device):
     """The host, through NumPy."""
 
     makers, serves = ("tinytorch_gpu.native", "tinytorch_gpu.host"), "cpu"
+    has_library = False  # set by the native makers
 
     def __init__(self, note: str = ""):
         super().__init__("cpu", numpy)
@@ -142,9 +143,11 @@ class CpuDevice(Device):
         return keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
 
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
-        # Measured with OpenBLAS for one row: wide outputs are read faster by columns. A 16-bit
-        # weight is widened row by row.
-        return "F" if out > width and dtype_name(dtype) in ("float32", "float64") else "C"
+        # Native products read a weight by rows. With OpenBLAS wide outputs are read faster by columns
+        # for one row of x; a 16-bit weight is widened row by row.
+        load_makers("cpu")
+        by_columns = ("float64",) if self.has_library else ("float32", "float64")
+        return "F" if out > width and dtype_name(dtype) in by_columns else "C"
 
 
 class EmulatedDevice(Device):

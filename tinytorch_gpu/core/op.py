@@ -28,8 +28,8 @@ _reference_only = False
 class Maker:
     """A fast way to do an operation on one device, for the arguments that ``accepts`` takes.
 
-    ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function, or a
-    native ``Record``, that reads the same arrays anew and writes the same result in place; or None.
+    ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function, or
+    native ``Record``s, that read the same arrays anew and write the same result in place; or None.
     """
 
     forward: Callable[..., Any]
@@ -108,10 +108,13 @@ class Op:
         backward: Callable[..., Any] | None = None,
         accepts: Callable[..., bool] | None = None,
         plan: Callable[..., Any] | None = None,
+        *,
+        ahead: bool = False,
     ) -> None:
-        """Register a fast version for the arrays of device kind ``where``, behind those it has."""
-        made = Maker(forward, backward, accepts, plan)
-        self.makers.setdefault(where, []).append(made)
+        """Register a fast version for the arrays of device kind ``where``, behind or ``ahead`` of those
+        it has: the first that accepts a call does it."""
+        makers = self.makers.setdefault(where, [])
+        makers.insert(0 if ahead else len(makers), Maker(forward, backward, accepts, plan))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):

@@ -4,6 +4,7 @@ arrays, before those of ``host``, where there is a library with them (see docs/n
 
 import importlib
 
+from ..devices import CpuDevice
 from .library import Library, Operation, Record, library, pointer, replay, team_size, why_not
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
 _MAKERS = ("lengths", "linear")
 
 if library() is not None:
+    CpuDevice.has_library = True
     for _name in _MAKERS:
         importlib.import_module(f"{__name__}.{_name}")

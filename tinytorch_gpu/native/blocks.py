@@ -2,10 +2,12 @@
 (kernels/cpu/blocks.h). As many bytes, nothing lost."""
 
 import math
+import threading
 from typing import Any
 
 import numpy
 
+from ..quantized import Blocks
 from .library import Operation, pointer
 
 _pack = Operation("pack_blocks", "2P3q")  # rows, packed; outs, width, format
@@ -17,6 +19,7 @@ FORMATS = {
     "q5_k": 7, "q6_k": 8,
 }  # fmt: skip
 GROUP = 8  # rows that are interleaved
+LAYOUT = "interleaved by 8"
 
 
 def pack(rows: Any, form: str, width: int) -> Any:
@@ -35,3 +38,28 @@ def unpack(packed: Any, form: str, width: int, size: int, ids: Any) -> Any:
     fields = (pointer(packed), pointer(ids), pointer(rows), len(ids), width, FORMATS[form])
     _unpack(rows.size, *fields)
     return rows
+
+
+_packing = threading.Lock()
+
+
+def interleaved(part: Blocks) -> Any:
+    """The bytes of ``part`` interleaved: from the first call on that is how it keeps them."""
+    if part.layout != LAYOUT:
+        with _packing:
+            if part.layout == "rows":
+                _interleave(part)
+    if part.layout != LAYOUT:
+        raise ValueError(f"blocks laid out for another maker: {part.layout}")
+    return part.data
+
+
+def _interleave(part: Blocks) -> None:
+    form, (outs, width) = part.format.name, part.shape
+    size = part.format.row_bytes(width)
+
+    def rows(data: Any, which: Any) -> Any:
+        ids = numpy.arange(outs)[which] if isinstance(which, slice) else which
+        return unpack(data, form, width, size, ids)
+
+    part.repack(LAYOUT, pack(part.data, form, width), rows)

@@ -25,4 +25,4 @@ def _plan(out: Any, starts: Any, ends: Any, *, count: int) -> Any:
     return _advance.record((starts, ends), *_fields(starts, ends, count))
 
 
-advance.maker("cpu", _forward, accepts=_accepts, plan=_plan)
+advance.maker("cpu", _forward, accepts=_accepts, plan=_plan, ahead=True)

@@ -135,13 +135,13 @@ class Record:
 
 
 def replay(steps: Sequence[Any]) -> Callable[[], None]:
-    """One function that does all ``steps``, which are Records or functions without arguments: Records
-    that follow one another by one native call."""
+    """One function that does all ``steps``, which are Records, lists of them, or functions without
+    arguments: Records that follow one another by one native call."""
     runs: list[Callable[[], None]] = []
     some: list[Record] = []
     for step in (*steps, None):
-        if isinstance(step, Record):
-            some.append(step)
+        if isinstance(step, Record | list):
+            some += step if isinstance(step, list) else [step]
             continue
         if some:
             runs.append(_run_of(some))

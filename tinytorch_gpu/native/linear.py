@@ -9,42 +9,91 @@ from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..host.linear import backward
 from ..ops import linear
-from .library import Operation, pointer
+from ..quantized import QuantizedMatrix
+from .blocks import FORMATS, GROUP, interleaved
+from .library import Operation, Record, pointer
 
-# x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation
-_linear = Operation("linear", "7P6q")
+# x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation,
+# pitch
+_linear = Operation("linear", "7P7q")
 
-# The numbers of kernels/cpu/linear.h and activation.h.
-_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+# The numbers of kernels/cpu/activation.h.
 ACTIVATIONS = {
     None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 5, "geglu": 6,
 }  # fmt: skip
 GATED = ("swiglu", "geglu")
+_PLAIN = ("float32", "float16", "bfloat16")
+# Products in float32 of more rows than this are the BLAS's.
+MOST_ROWS = 16
 
 
 def _accepts(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None,
-    *, activation: str | None = None, needs: Any = None,
-) -> bool:  # fmt: skip
-    return (
-        x.dtype == numpy.float32
-        and dtype_name(weight.dtype) in _FORMATS
-        and weight.flags.c_contiguous
-        and bool(x.size and weight.size)
-        and (bias is None or dtype_name(bias.dtype) in _FORMATS)
-        and (residual is None or residual.dtype == numpy.float32)
-    )
+    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
+) -> bool:
+    if x.dtype != numpy.float32 or not (x.size and weight.size):
+        return False
+    if bias is not None and dtype_name(bias.dtype) not in _PLAIN:
+        return False
+    if residual is not None and residual.dtype != numpy.float32:
+        return False
+    if isinstance(weight, QuantizedMatrix):
+        return _accepts_blocks(weight, activation)
+    few = weight.dtype != numpy.float32 or x.size <= MOST_ROWS * x.shape[-1]
+    return few and dtype_name(weight.dtype) in _PLAIN and weight.flags.c_contiguous
 
 
-def _fields(
+def _accepts_blocks(weight: QuantizedMatrix, activation: str | None) -> bool:
+    """Rounding x to 8 bits is for inference: a gradient is that of the exact product."""
+    if grad_enabled() or weight.turned or any(p.format.name not in FORMATS for p in weight.parts):
+        return False
+    if activation is None:
+        return True
+    whole = activation not in GATED or weight.shape[0] % (2 * GROUP) == 0
+    return len(weight.parts) == 1 and whole
+
+
+def _calls(
     x: Any, weight: Any, bias: Any, residual: Any, inner: Any, out: Any, activation: str | None
-) -> tuple[int, ...]:
-    width, outs = x.shape[-1], weight.shape[0]
-    return (
-        *map(pointer, (x, weight, bias, residual, inner, out, None)),
-        x.size // width, width, outs, _FORMATS[dtype_name(weight.dtype)],
-        0 if bias is None else _FORMATS[dtype_name(bias.dtype)], ACTIVATIONS[activation],
-    )  # fmt: skip
+) -> list[tuple[Any, tuple[int, ...]]]:
+    """What must stay alive and the fields of each native call: one for each part of a weight."""
+    width, made = x.shape[-1], out.shape[-1]
+    rows = x.size // width
+    calls: list[tuple[Any, tuple[int, ...]]] = []
+    first = 0
+    for array, outs, form in _parts(weight):
+        scratch = None
+        if array.dtype == numpy.uint8 and rows > 1:
+            scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
+        offsets = (
+            0,
+            0,
+            first * (bias.itemsize if bias is not None else 0),
+            4 * first,
+            0,
+            4 * first,
+            0,
+        )
+        arrays = (x, array, bias, residual, inner, out, scratch)
+        pointers = (p and p + o for p, o in zip(map(pointer, arrays), offsets, strict=True))
+        fields = (
+            *pointers, rows, width, outs, FORMATS[form],
+            0 if bias is None else FORMATS[dtype_name(bias.dtype)], ACTIVATIONS[activation], made,
+        )  # fmt: skip
+        calls.append((arrays, fields))
+        first += outs
+    return calls
+
+
+def _parts(weight: Any) -> list[tuple[Any, int, str]]:
+    """(array, outputs, format) of the rows of a weight that are of one format."""
+    if not isinstance(weight, QuantizedMatrix):
+        return [(weight, weight.shape[0], dtype_name(weight.dtype))]
+    return [(interleaved(p), p.shape[0], p.format.name) for p in weight.parts]
+
+
+def _rounded_bytes(width: int) -> int:
+    """Bytes of a row of x in 8 bits, with its scales (kernels/cpu/linear_quantized.h)."""
+    return -(-(width + width // 32 * 12) // 64) * 64
 
 
 def _forward(
@@ -53,13 +102,12 @@ def _forward(
 ) -> Any:  # fmt: skip
     x, bias, residual = map(_packed, (x, bias, residual))
     outs = weight.shape[0]
-    made = outs // 2 if activation in GATED else outs
-    out = numpy.empty((*x.shape[:-1], made), numpy.float32)
+    out = numpy.empty((*x.shape[:-1], outs // 2 if activation in GATED else outs), numpy.float32)
     recorded, inner = grad_enabled(), None
     if recorded and activation is not None:
         inner = numpy.empty((*x.shape[:-1], outs), numpy.float32)
-    fields = _fields(x, weight, bias, residual, inner, out, activation)
-    _linear(outs * x.size, *fields)
+    for _alive, fields in _calls(x, weight, bias, residual, inner, out, activation):
+        _linear(outs * x.size, *fields)
     if not recorded:
         return out, None
     kept = x if needed(needs, 1) else None
@@ -73,14 +121,13 @@ def _packed(x: Any) -> Any:
 
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
-    *, activation: str | None = None, needs: Any = None,
-) -> Any:  # fmt: skip
+    *, activation: str | None = None,
+) -> list[Record] | None:  # fmt: skip
     """The same product of whatever ``x`` holds by then."""
-    given = (x, bias, residual, out)
-    if not all(a is None or a.flags.c_contiguous for a in given):
+    if not all(a is None or a.flags.c_contiguous for a in (x, bias, residual, out)):
         return None
-    fields = _fields(x, weight, bias, residual, None, out, activation)
-    return _linear.record((*given, weight), *fields)
+    calls = _calls(x, weight, bias, residual, None, out, activation)
+    return [_linear.record(alive, *fields) for alive, fields in calls]
 
 
-linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan)
+linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan, ahead=True)
