@@ -30,6 +30,9 @@ struct LinearArguments {
 // holds.
 constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
 
+// How far ahead a weight is asked for, in bytes.
+constexpr int PREFETCHED = 3072;
+
 static inline float element(const void* array, int64_t format, int64_t i) {
     if (format == FLOAT32) return static_cast<const float*>(array)[i];
     uint16_t half = static_cast<const uint16_t*>(array)[i];

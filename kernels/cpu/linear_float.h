@@ -55,6 +55,26 @@ static inline void tile(const typename Kind::Element* weight, const float* x, in
     }
 }
 
+// One row of a weight times one row of x. This reads the weight at the speed of memory, if it is read
+// straight on: several rows at once are several streams, too short for the processor to foresee.
+template <class Kind>
+static inline float dot(const typename Kind::Element* weight, const float* x, int64_t width) {
+    constexpr int APART = 4;  // sums, so that none waits for another
+    Floats sums[APART] = {};
+    int64_t i = 0;
+    for (; i + APART * LANES <= width; i += APART * LANES) {
+        __builtin_prefetch(weight + i + PREFETCHED / sizeof(*weight));
+        if (sizeof(*weight) * APART * LANES > 64)
+            __builtin_prefetch(weight + i + (PREFETCHED + 64) / sizeof(*weight));
+        UNROLLED for (int s = 0; s < APART; s++)
+            sums[s] += Kind::load(weight + i + s * LANES) * load(x + i + s * LANES);
+    }
+    for (; i + LANES <= width; i += LANES) sums[0] += Kind::load(weight + i) * load(x + i);
+    float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < width; i++) total += Kind::value(weight[i]) * x[i];
+    return total;
+}
+
 // OUTS rows of a weight times `rows` rows of x, a tile at a time.
 template <class Kind, int OUTS>
 static inline void strip(const typename Kind::Element* weight, const float* x, int64_t width,
@@ -77,6 +97,11 @@ struct FloatWeight {
 
     void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {
         const float* given = x + rows.first * width;
+        if (rows.count == 1) {
+            for (int64_t o = 0; o < count; o++)
+                to[o] = dot<Kind>(weight + (first + o) * width, given, width);
+            return;
+        }
         const bool widening = sizeof(Element) == 2 && rows.count > TILE_ROWS;
         int64_t o = 0;
         for (; o + TILE_OUTS <= count; o += TILE_OUTS) {

@@ -16,11 +16,11 @@
 
 namespace ISA {
 
-// 32 values of x: their scale, and the sums of the first and the second 16 rounded ones.
+// 32 values of x: their scale, their sum when rounded, and the sums of each 16 in units of the scale.
 struct Rounded {
-    float scale;
-    int32_t sums[2];
-    int32_t sum() const { return sums[0] + sums[1]; }
+    float scale, sum;
+    int32_t halves[2];
+    int32_t whole() const { return halves[0] + halves[1]; }
 };
 
 // Rows of x in 8 bits. A row is `width` bytes and then a Rounded for each 32 of them.
@@ -54,12 +54,13 @@ static inline void round_row(const float* x, uint8_t* to, int64_t width) {
             sums[i / 16] += whole;
             store_bytes(to + 32 * b + i, whole);
         }
-        blocks[b].scale = top / 127.0f + sum(zero);
         for (int half = 0; half < 2; half++) {
             int32_t total = 0;
             for (int i = 0; i < LANES; i++) total += sums[half][i];
-            blocks[b].sums[half] = total;
+            blocks[b].halves[half] = total;
         }
+        blocks[b].scale = top / 127.0f + sum(zero);
+        blocks[b].sum = blocks[b].scale * float(blocks[b].whole());
     }
 }
 
@@ -70,7 +71,7 @@ struct Tile {
     const Rounded* blocks[ROWS];
 
     Tile(const RoundedRows& x, int64_t first) {
-        for (int r = 0; r < ROWS; r++) {
+        UNROLLED for (int r = 0; r < ROWS; r++) {
             rows[r] = x.row(first + r);
             blocks[r] = reinterpret_cast<const Rounded*>(rows[r] + x.width);
         }
@@ -110,14 +111,14 @@ struct Q8 {
     template <int ROWS>
     static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
         SignedProducts products[ROWS];
-        for (int v = 0; v < 8; v++) {
+        UNROLLED for (int v = 0; v < 8; v++) {
             const Bytes weights = load_bytes(block + 16 + 32 * v);
-            for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b, v));
+            UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b, v));
         }
         const Floats8 scale = load_half8(reinterpret_cast<const uint16_t*>(block));
-        for (int r = 0; r < ROWS; r++) {
+        UNROLLED for (int r = 0; r < ROWS; r++) {
             const Rounded& own = x.block(r, b);
-            sums[r] += floats(products[r].total(own.sum())) * (scale * own.scale);
+            sums[r] += floats(products[r].total(own.whole())) * (scale * own.scale);
         }
     }
 };
@@ -129,24 +130,21 @@ struct Q4 {
     template <int ROWS>
     static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
         Products<15> products[ROWS];
-        for (int v = 0; v < 4; v++) {
+        UNROLLED for (int v = 0; v < 4; v++) {
             const Bytes packed = load_bytes(block + HEAD + 32 * v);
             const Bytes low = packed & 15, high = packed >> 4;
-            for (int r = 0; r < ROWS; r++) {
+            UNROLLED for (int r = 0; r < ROWS; r++) {
                 products[r].add(low, x.word(r, b, v));
                 products[r].add(high, x.word(r, b, v + 4));
             }
         }
         const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
         const Floats8 scale = load_half8(halves);
-        for (int r = 0; r < ROWS; r++) {
+        const Floats8 offset = MINIMUM ? load_half8(halves + 8) : scale * -8.0f;
+        UNROLLED for (int r = 0; r < ROWS; r++) {
             const Rounded& own = x.block(r, b);
-            if (MINIMUM) {
-                sums[r] += floats(products[r].total()) * (scale * own.scale);
-                sums[r] += load_half8(halves + 8) * (own.scale * float(own.sum()));
-            } else {
-                sums[r] += floats(products[r].total() - 8 * own.sum()) * (scale * own.scale);
-            }
+            sums[r] += floats(products[r].total()) * (scale * own.scale);
+            sums[r] += offset * own.sum;
         }
     }
 };
@@ -176,24 +174,24 @@ struct Q45K {
         const Floats8 d = load_half8(halves), dmin = load_half8(halves + 8);
         for (int g = 0; g < 8; g++) {
             Products<MOST> products[ROWS];
-            for (int v = 0; v < 8; v++) {
+            UNROLLED for (int v = 0; v < 8; v++) {
                 Bytes weights = load_bytes(block + LOW + 256 * (g / 2) + 32 * v);
                 weights = g % 2 ? weights >> 4 : weights & 15;
                 if (FIFTH) {
                     const Bytes bits = load_bytes(block + BITS + 32 * v);
                     weights |= (bits >> g & 1) << 4;
                 }
-                for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b + g, v));
+                UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b + g, v));
                 if (FIFTH && v == 3)
-                    for (int r = 0; r < ROWS; r++) products[r].fold();
+                    UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
             }
             Ints8 small, minimum;
             small_scales(block + SMALL, g, small, minimum);
             const Floats8 scale = d * floats(small), offset = dmin * floats(minimum);
-            for (int r = 0; r < ROWS; r++) {
+            UNROLLED for (int r = 0; r < ROWS; r++) {
                 const Rounded& own = x.block(r, b + g);
                 sums[r] += floats(products[r].total()) * (scale * own.scale);
-                sums[r] -= offset * (own.scale * float(own.sum()));
+                sums[r] -= offset * own.sum;
             }
         }
     }
@@ -211,21 +209,21 @@ struct Q6K {
         for (int g = 0; g < 16; g++) {
             const int half = g / 8, part = g / 2 % 4, side = g % 2;
             Products<63> products[ROWS];
-            for (int i = 0; i < 4; i++) {
+            UNROLLED for (int i = 0; i < 4; i++) {
                 const int v = 4 * side + i;
                 Bytes low = load_bytes(block + LOW + 32 * (16 * half + 8 * (part % 2) + v));
                 const Bytes upper = load_bytes(block + UPPER + 32 * (8 * half + v));
                 low = part < 2 ? low & 15 : low >> 4;
                 const Bytes weights = low | (upper >> 2 * part & 3) << 4;
-                for (int r = 0; r < ROWS; r++)
+                UNROLLED for (int r = 0; r < ROWS; r++)
                     products[r].add(weights, x.word(r, b + g / 2, v));
                 if (i == 1)
-                    for (int r = 0; r < ROWS; r++) products[r].fold();
+                    UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
             }
             const Floats8 scale = d * floats(load_small<int8_t>(block + SMALL + 8 * g));
-            for (int r = 0; r < ROWS; r++) {
+            UNROLLED for (int r = 0; r < ROWS; r++) {
                 const Rounded& own = x.block(r, b + g / 2);
-                const Ints8 total = products[r].total() - 32 * own.sums[side];
+                const Ints8 total = products[r].total() - 32 * own.halves[side];
                 sums[r] += floats(total) * (scale * own.scale);
             }
         }
@@ -240,8 +238,9 @@ struct QuantizedWeight {
     const uint8_t* weight;
     RoundedRows x;
 
+    // Not inlined: GCC keeps the sums in registers only if it sees this function by itself.
     template <int ROWS>
-    void tile(const uint8_t* group, int64_t row, int64_t count, float* to, int64_t pitch) {
+    __attribute__((noinline)) void tile(const uint8_t* group, int64_t row, int64_t count, float* to, int64_t pitch) {
         const Tile<ROWS> some(x, row);
         Floats8 sums[ROWS] = {};
         const int64_t blocks = x.width / 32;
@@ -249,13 +248,12 @@ struct QuantizedWeight {
             if (ROWS == 1) prefetch(group);
             Kind::template add<ROWS>(group, some, b, sums);
         }
-        for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
+        UNROLLED for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
     }
 
     // One row of x reads the weight at the speed of memory: what comes next is asked for early.
     static void prefetch(const uint8_t* group) {
-        constexpr int AHEAD = 1600;
-        for (int i = 0; i < Kind::BYTES; i += 64) __builtin_prefetch(group + AHEAD + i);
+        for (int i = 0; i < Kind::BYTES; i += 64) __builtin_prefetch(group + PREFETCHED + i);
     }
 
     void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {

@@ -18,6 +18,9 @@
 #define ISA_AVX2 2
 #define ISA_AVX512 3
 
+// In front of a loop of a few rounds whose arrays must become registers.
+#define UNROLLED _Pragma("GCC unroll 8")
+
 namespace ISA {
 
 #if ISA_LEVEL == ISA_AVX512

@@ -29,6 +29,7 @@ struct SignedProducts {
         // |w| (x sign w) is w x; with |x| up to 127 two of them fit.
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
         sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        asm("" : "+x"(sums));  // see Products
     }
     Ints8 total(int32_t) const { return Ints8(sums); }
 };
@@ -39,6 +40,8 @@ struct Products {
     void add(Bytes weights, int32_t word) {
         const __m256i x = _mm256_set1_epi32(word);
         narrow = _mm256_add_epi16(narrow, _mm256_maddubs_epi16(__m256i(weights), x));
+        // Else GCC makes all products first and adds them up later, and has no registers for them.
+        asm("" : "+x"(narrow));
     }
     void fold() {
         wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));

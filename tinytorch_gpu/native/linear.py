@@ -93,7 +93,7 @@ def _parts(weight: Any) -> list[tuple[Any, int, str]]:
 
 def _rounded_bytes(width: int) -> int:
     """Bytes of a row of x in 8 bits, with its scales (kernels/cpu/linear_quantized.h)."""
-    return -(-(width + width // 32 * 12) // 64) * 64
+    return -(-(width + width // 32 * 16) // 64) * 64
 
 
 def _forward(
