@@ -28,8 +28,9 @@ MOST_ROWS = 16
 
 
 def _accepts(
-    x: Any, weight: Any, bias: Any = None, residual: Any = None, *, activation: str | None = None
-) -> bool:
+    x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    *, activation: str | None = None, needs: Any = None,
+) -> bool:  # fmt: skip
     if x.dtype != numpy.float32 or not (x.size and weight.size):
         return False
     if bias is not None and dtype_name(bias.dtype) not in _PLAIN:
@@ -62,19 +63,11 @@ def _calls(
     first = 0
     for array, outs, form in _parts(weight):
         scratch = None
-        if array.dtype == numpy.uint8 and rows > 1:
+        if form not in _PLAIN and rows > 1:
             scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
-        offsets = (
-            0,
-            0,
-            first * (bias.itemsize if bias is not None else 0),
-            4 * first,
-            0,
-            4 * first,
-            0,
-        )
+        places = (0, 0, first * (0 if bias is None else bias.itemsize), 4 * first, 0, 4 * first, 0)
         arrays = (x, array, bias, residual, inner, out, scratch)
-        pointers = (p and p + o for p, o in zip(map(pointer, arrays), offsets, strict=True))
+        pointers = (p and p + o for p, o in zip(map(pointer, arrays), places, strict=True))
         fields = (
             *pointers, rows, width, outs, FORMATS[form],
             0 if bias is None else FORMATS[dtype_name(bias.dtype)], ACTIVATIONS[activation], made,
@@ -88,7 +81,10 @@ def _parts(weight: Any) -> list[tuple[Any, int, str]]:
     """(array, outputs, format) of the rows of a weight that are of one format."""
     if not isinstance(weight, QuantizedMatrix):
         return [(weight, weight.shape[0], dtype_name(weight.dtype))]
-    return [(interleaved(p), p.shape[0], p.format.name) for p in weight.parts]
+    return [
+        (p.data if p.format.name in _PLAIN else interleaved(p), p.shape[0], p.format.name)
+        for p in weight.parts
+    ]
 
 
 def _rounded_bytes(width: int) -> int:
@@ -121,7 +117,7 @@ def _packed(x: Any) -> Any:
 
 def _plan(
     out: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None,
-    *, activation: str | None = None,
+    *, activation: str | None = None, needs: Any = None,
 ) -> list[Record] | None:  # fmt: skip
     """The same product of whatever ``x`` holds by then."""
     if not all(a is None or a.flags.c_contiguous for a in (x, bias, residual, out)):

@@ -1,0 +1,100 @@
+"""Quantized weights in native products: the bytes come back, and the product is that of rounded rows.
+
+The rule of tolerance for such a format: what the library rounds is x, to 8 bits for each 32 values. With x
+so rounded by NumPy the product must be the same but for float32's own rounding.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinytorch_gpu import no_grad, ops
+from tinytorch_gpu.native import blocks, library
+from tinytorch_gpu.quantized import Blocks, QuantizedMatrix, format_named
+
+if library() is None:
+    pytest.skip("there is no native library", allow_module_level=True)
+
+NAMES = ("q8_0", "q4_0", "q4_1", "q4_k", "q5_k", "q6_k")
+
+
+def drawn(name: str, outs: int, width: int = 512) -> QuantizedMatrix:
+    """Any bytes at all, but for scales that are ordinary numbers."""
+    random, form = np.random.default_rng(outs), format_named(name)
+    raw = random.integers(0, 256, (outs, form.row_bytes(width)), np.uint8)
+    each = raw.reshape(-1, form.nbytes)
+    for at in form.halves:
+        scales = random.uniform(-0.01, 0.01, (len(each), 1)).astype("<f2")
+        each[:, at : at + 2] = scales.view(np.uint8)
+    return QuantizedMatrix(Blocks(name, raw))
+
+
+def rounded(x: Any) -> Any:
+    """x (..., C) in 8 bits, 32 values to a scale, in float64."""
+    parts = x.astype(np.float64).reshape(*x.shape[:-1], -1, 32)
+    top = np.abs(parts).max(-1, keepdims=True)
+    scale = np.where(top > 0, top, 1) / 127
+    return (np.rint(parts / scale) * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize("outs", [1, 8, 21])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_byte_comes_back(name: str, outs: int) -> None:
+    raw = drawn(name, outs).blocks
+    packed = blocks.pack(raw, name, 512)
+    assert packed.nbytes == raw.shape[1] * -(-outs // 8) * 8
+    found = blocks.unpack(packed, name, 512, raw.shape[1], np.arange(outs)[::-1])
+    np.testing.assert_array_equal(found, raw[::-1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_product_is_that_of_rows_in_8_bits(name: str, rows: int) -> None:
+    for outs in (16, 21):
+        weight = drawn(name, outs)
+        x = np.random.default_rng(rows).standard_normal((rows, 512)).astype(np.float32)
+        x[0, :32] = 0
+        truth = rounded(x) @ np.asarray(weight).astype(np.float64).T
+        with no_grad():
+            made = ops.linear(x, weight).data
+        assert weight.parts[0].layout == blocks.LAYOUT
+        np.testing.assert_allclose(made, truth, atol=3e-6 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize(
+    "activation", [None, "relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"]
+)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_what_is_put_on_a_product(activation: Any, rows: int) -> None:
+    weight, random = drawn("q4_0", 176), np.random.default_rng(0)
+    made = 88 if activation in ("swiglu", "geglu") else 176
+    x = random.standard_normal((rows, 512)).astype(np.float32)
+    bias, residual = (random.standard_normal(s).astype(np.float32) for s in (176, (rows, made)))
+    exact = (rounded(x), np.asarray(weight).astype(np.float64), bias.astype(np.float64), residual)
+    truth = ops.linear.reference(*exact, activation=activation)[0]
+    with no_grad():
+        found = ops.linear(x, weight, bias, residual, activation=activation).data
+    np.testing.assert_allclose(found, truth, atol=1e-5 * np.abs(truth).max())
+
+
+def test_rows_of_several_formats() -> None:
+    parts = [drawn(name, outs).parts[0] for name, outs in (("q4_k", 13), ("q6_k", 24))]
+    weight, random = QuantizedMatrix(parts), np.random.default_rng(0)
+    for rows in (1, 6):
+        x = random.standard_normal((rows, 512)).astype(np.float32)
+        bias = random.standard_normal(37).astype(np.float32)
+        residual = random.standard_normal((rows, 37)).astype(np.float32)
+        truth = rounded(x) @ np.asarray(weight).astype(np.float64).T + bias + residual
+        with no_grad():
+            found = ops.linear(x, weight, bias, residual).data
+        np.testing.assert_allclose(found, truth, atol=3e-6 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_lost(strange: float) -> None:
+    x = np.ones((3, 512), np.float32)
+    x[1, 100] = strange
+    with no_grad():
+        made = ops.linear(x, drawn("q8_0", 8)).data
+    assert np.isfinite(made[[0, 2]]).all() and np.isnan(made[1]).all()
