@@ -212,6 +212,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     for changes, problem in (
         ({"peft_type": "IA3"}, "'IA3'; only LORA"), ({"use_dora": True}, "DoRA"), ({"bias": "all"}, "biases"),
         ({"modules_to_save": ["lm_head"]}, "whole layers"), ({"lora_alpha": "x"}, "number"),
+        ({"lora_dropout": 1}, "from 0 to below 1"), ({"alpha_pattern": {"(a+)+$": 1}}, "no layer's name"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "number"),
     ):  # fmt: skip
         save_adapter(adapted("llama"), folder)
         _edited(folder, **changes)

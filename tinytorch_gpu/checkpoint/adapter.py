@@ -33,6 +33,7 @@ from .saved_config import hf_type
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_MATRIX = re.compile(r"(transformer_blocks\.\d+)\.(.+)")
 # The Linear of a block, by the end of the course's name of each matrix in it, and its group there.
 _GROUPS = {
     "attention.w_q": ("attention.qkv", "q"), "attention.w_k": ("attention.qkv", "k"),
@@ -79,16 +80,13 @@ def _layers(model: Transformer) -> dict[str, _Layer]:
     family = FAMILY_OF[hf_type(model.config)]
     prefix, by_name, found = FAMILIES[family].prefix, dict(places(model)), {}
     for mapped in mapped_tensors(family, model.config):
-        block, _, _ = mapped.targets[0].partition(
-            ".attention" if "attention" in mapped.targets[0] else ".ffn"
-        )
-        inside = [_GROUPS.get(t.removeprefix(block + ".")) for t in mapped.targets]
-        if None in inside:
-            continue
-        name = prefix + mapped.source.removesuffix(".weight")
-        place = f"{block}.{inside[0][0]}"  # type: ignore[index]
-        groups = tuple(group for _, group in inside)  # type: ignore[misc]
-        found[name] = _Layer(name, Place(place, by_name[place]), groups)
+        targets = [_MATRIX.fullmatch(name) for name in mapped.targets]
+        inside = [_GROUPS.get(t[2]) if t else None for t in targets]
+        if targets[0] and inside[0] and None not in inside:
+            place = f"{targets[0][1]}.{inside[0][0]}"
+            groups = tuple(group for _, group in filter(None, inside))
+            name = prefix + mapped.source.removesuffix(".weight")
+            found[name] = _Layer(name, Place(place, by_name[place]), groups)
     return found
 
 
@@ -231,12 +229,18 @@ class _Settings:
         fields.require("lora_bias", False, "B has no bias here")
         self.alpha, self.rooted = fields.number("lora_alpha", 8), fields.flag("use_rslora")
         self.dropout = fields.number("lora_dropout", 0.0)
-        self.alphas = dict(fields.table("alpha_pattern").values)
+        if not 0 <= self.dropout < 1:
+            raise fields.error("lora_dropout", f"must be from 0 to below 1, not {self.dropout}")
+        patterns = fields.table("alpha_pattern")
+        for name in patterns.values:
+            if not re.fullmatch(r"[\w.]+", name):  # peft allows any expression; files hold names
+                raise fields.error("alpha_pattern", f"has {quoted(name)}, which is no layer's name")
+        self.alphas = {name: patterns.number(name) for name in patterns.values}
 
     def scale(self, layer: str, rank: int) -> float:
         """What the product of a layer's factors is multiplied by; rsLoRA (Kalajdzievski 2023) divides by
         the root of the rank."""
-        keys = [k for k in self.alphas if re.fullmatch(rf"(.*\.)?({k})", layer)]
+        keys = [k for k in self.alphas if f".{layer}".endswith(f".{k}")]
         alpha = self.alphas[keys[0]] if keys else self.alpha
         return alpha / (rank**0.5 if self.rooted else rank)
 
@@ -246,9 +250,11 @@ def _factors(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, dict[st
     found: dict[str, dict[str, Any]] = {}
     for name, info in tensors.items():
         match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
-        if match is None or len(info.shape) != 2:
+        if match is None or len(info.shape) != 2 or 0 in info.shape:
             raise ModelFileError(f"{where}: tensor {quoted(name)} is no factor of a LoRA adapter")
         found.setdefault(match[1], {})[match[2]] = _array(info, where)
+    if not found:
+        raise ModelFileError(f"{where}: {WEIGHTS} holds nothing")
     return found
 
 

@@ -12,8 +12,6 @@ from ..checkpoint import load_adapter, open_model
 from ..core.lora import LoraConfig, add_lora
 from ..core.transformers import Transformer
 
-SAMPLES = 256  # elements of each array that tell one base from another
-
 
 def told(config: LoraConfig, base: str, model: Transformer, dtype: str) -> dict[str, Any]:
     """What a run is told about its adapters and the ``model`` they are beside, opened as ``base``."""
@@ -28,16 +26,17 @@ def told(config: LoraConfig, base: str, model: Transformer, dtype: str) -> dict[
 
 
 def fingerprint(model: Transformer) -> str:
-    """A digest of the configuration and some elements of every dense frozen array: another base has
-    another one."""
+    """A digest of the configuration and the first row of every frozen array: another base has another
+    one, on whatever device and in blocks or not."""
     digest = hashlib.sha256(repr(model.config.to_dict()).encode())
     for name, parameter in model.named_parameters():
-        if ".adapter." in name or getattr(parameter, "quantized", False):
-            continue
-        flat = parameter.data.reshape(-1)
-        some = to_numpy(flat[:: max(1, flat.shape[0] // SAMPLES)])
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(numpy.ascontiguousarray(some, dtype=numpy.float32).tobytes())
+        if ".adapter." not in name:
+            blocks = getattr(parameter, "quantized", False)
+            row = parameter.data.dequantize(slice(0, 1)) if blocks else parameter.data[:1]
+            if parameter.ndim == 1:
+                row = parameter.data
+            digest.update(name.encode())
+            digest.update(numpy.ascontiguousarray(to_numpy(row), dtype=numpy.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
