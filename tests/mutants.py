@@ -165,6 +165,18 @@ class Ledger:
             self.path.write_text(json.dumps(self.found, indent=0), encoding="utf-8")
 
 
+def like(mutants: list[Mutant], texts: list[str]) -> list[Mutant]:
+    """The first mutant for each of ``texts``: a file and, after a space, a part of what is said of it."""
+    found = []
+    for text in texts:
+        file, _, part = text.partition(" ")
+        first = next((m for m in mutants if m.file == file and part in str(m)), None)
+        if first is None:
+            raise SystemExit(f"no mutant of {file} is like {part!r}: the kernel has changed")
+        found.append(first)
+    return found
+
+
 def tried(
     files: list[str], arguments: argparse.Namespace, ledger: Ledger
 ) -> Iterator[tuple[Mutant, str, float]]:
@@ -173,6 +185,8 @@ def tried(
     in_order = in_turn([file for file in files if stages[file]], arguments.seed, arguments.rule)
     # Whatever was tried before counts, caught or not.
     queue = iter(sorted(in_order, key=lambda m: m.key() not in ledger.found))
+    if arguments.like:
+        queue = iter(like(list(queue), arguments.like))
     left, running = arguments.count, list[Run]()
     prepare(stages)
     with tempfile.TemporaryDirectory() as cache:
@@ -229,6 +243,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", nargs="*")
     parser.add_argument("--rule", default="", help="a part of the names of the rules to use")
+    parser.add_argument("--like", nargs="*", metavar="'FILE TEXT'", help="only these")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--limit", type=int, default=600, help="seconds of a processor for a mutant's tests"
