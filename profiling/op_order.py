@@ -4,7 +4,7 @@ The least time of every operation (profiler.roofline, on rates that are measured
 measured one, that of its quickest call. Of the pairs of operations whose least times differ by more than 1.3 times, at least 90 % must be in
 the measured order: in a prompt, in a step of generation, in a training step, and all together.
 
-    python profiling/op_order.py [--model gpt2] [--tokens 128] [--save]
+    python profiling/op_order.py [--model gpt2] [--tokens 64] [--save]
 
 ``--save`` writes profiling/results/op_order.md. The machine should have nothing else to do meanwhile.
 """
@@ -72,13 +72,18 @@ def page(report: Report, groups: dict[str, tuple[int, int]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="gpt2")
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
     model = Transformer.from_config(preset(arguments.model), device="cpu", seed=0)
     spec = measure_device("cpu", seconds=1.0)
     report = build_report(
-        arguments.model, setting_of(model), spec, Asked("ops", 1, arguments.tokens, 12), model
+        arguments.model,
+        setting_of(model),
+        spec,
+        Asked("ops", 1, arguments.tokens, 8),
+        model,
+        timeline=False,
     )
     groups: dict[str, tuple[int, int]] = {}
     everything: list[tuple[float, float]] = []

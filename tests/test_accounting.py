@@ -153,9 +153,8 @@ def test_a_decode_step_reads_every_weight_and_the_cache_once() -> None:
     assert on_gpu.of_cache == 30 * 101 * 2 * 3 * 64 * 2
 
 
-@pytest.mark.parametrize(
-    "name, dtype", itertools.product(("gpt2", "llama"), ("q4_0", "q4_k", "q8_0"))
-)
+@pytest.mark.parametrize("dtype", ["q4_0", "q4_k", "q8_0"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_bytes_of_a_model_in_blocks_are_those_it_has(name: str, dtype: str) -> None:
     sizes = dict(vocab_size=64, embed_dim=256, num_heads=4, hidden_dim=320)
     model = Transformer.from_config(config(name, **sizes), device="cpu", seed=0).to(dtype)

@@ -19,6 +19,7 @@ from tinytorch_gpu.profiler import (
 )
 from tinytorch_gpu.profiler.account import total
 from tinytorch_gpu.profiler.recorder import recording
+from tinytorch_gpu.profiler.runs import setting_of
 
 SPEC = DeviceSpec("toy", "cpu", 1e9, 1e9, {"float32": 1e9}, 1e9, 1e8)
 FAMILY = {"gpt2": FAMILIES["gpt2"], "llama": {**FAMILIES["llama"], "num_kv_heads": 2}}
@@ -104,6 +105,13 @@ def test_a_run_as_plain_values(model: Transformer) -> None:
         and values["timeline"]
         and values["peak_bytes"] > values["at_rest_bytes"]
     )
+
+
+def test_weights_in_blocks(model: Transformer) -> None:
+    model.to("q8_0")
+    assert setting_of(model).dtype == "q8_0"
+    run = measure_generation(model, SPEC, 1, 4, 2, memory=False)
+    assert sums(run.rows["decode"]) == sums(decode(Setting(model.config, "q8_0"), 1, 4).rows)
 
 
 def test_ranges_are_off_again_after_a_recording() -> None:

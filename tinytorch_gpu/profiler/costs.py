@@ -109,8 +109,6 @@ def _forward_traffic(call: Call) -> Cost:
         rows = round(ids.size * table.shape[1] * table.width)
         weights = rows if table.kind == "weight" else 0
         return Cost(read=rows + ids.nbytes, written=made, of_weights=weights)
-    if call.op == "rotary" and call.options.get("heads") is not None:
-        pass  # heads that are not turned are copied: all is read and written
     if call.op in ("cached_attention", "attention"):
         return _attention_traffic(call, made)
     found = [a for a in call.arrays if a is not None]

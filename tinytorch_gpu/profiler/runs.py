@@ -1,5 +1,6 @@
 """Runs that are measured: a generation and a training step, once for their times and once for their memory."""
 
+import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import numpy
 
 from .. import nvtx
 from ..core.transformers import Transformer
+from ..quantized import QuantizedMatrix
 from ..training import SGD, AdamW, CrossEntropyLoss, clip_grad_norm
 from .calls import Pass, Setting, forward_calls, loss_calls, sampling_calls
 from .costs import Cost, optimizer_costs
@@ -51,8 +53,12 @@ class Run:
 
 
 def setting_of(model: Transformer) -> Setting:
-    """How a model's numbers are stored, where they are."""
-    return Setting(model.config, model.dtype.name, model.device.kind)
+    """How a model's numbers are stored, where they are. Weights in blocks of several formats count as those of
+    most matrices are."""
+    matrices = [p.data for p in model.parameters() if isinstance(p.data, QuantizedMatrix)]
+    formats = [part.format.name for matrix in matrices for part in matrix.parts]
+    dtype = collections.Counter(formats).most_common(1)[0][0] if formats else model.dtype.name
+    return Setting(model.config, dtype, model.device.kind)
 
 
 def measure_generation(

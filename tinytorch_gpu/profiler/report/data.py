@@ -91,19 +91,26 @@ class Report:
 
 def build_report(
     name: str, setting: Setting, device: DeviceSpec, asked: Asked, model: Transformer | None = None,
-    studies: bool = False,
+    studies: bool = False, timeline: bool = True,
 ) -> Report:  # fmt: skip
-    """Count, and with a ``model`` (of ``setting``) measure; with ``studies`` also what its sizes do, and which
-    devices hold it."""
+    """Count, and with a ``model`` (of ``setting``) measure, memory over time in a run of its own with
+    ``timeline``; with ``studies`` also what its sizes do, and which devices hold it."""
     phases, memory = _counted(setting, asked)
     runs: dict[str, Run] = {}
     if model is not None and asked.generates:
         runs["generate"] = measure_generation(
-            model, device, asked.batch, asked.context, asked.tokens
+            model, device, asked.batch, asked.context, asked.tokens, timeline
         )
     if model is not None and asked.trains:
         runs["train"] = measure_training(
-            model, device, asked.batch, asked.context, STEPS, asked.optimizer, asked.recompute
+            model,
+            device,
+            asked.batch,
+            asked.context,
+            STEPS,
+            asked.optimizer,
+            asked.recompute,
+            timeline,
         )
     return Report(
         name, setting, asked, device, parameters(setting),
