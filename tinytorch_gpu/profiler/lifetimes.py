@@ -66,7 +66,7 @@ def run_forward(
                 # A norm's result is in a variable of its block while the block runs.
                 until = _end_of_layer(calls, i) if call.role == "norm" else i
                 last[array.owner] = max(last.get(array.owner, 0), until)
-    result = calls[-1].outputs[-1 if call_is_norm(calls[-1]) else 0].owner
+    result = result_of(calls).owner
     for i, call in enumerate(calls):
         made = [a for a in call.outputs if a.base is None and a.kind != "ids"]
         for array in (*made, *call.keeps):
@@ -81,6 +81,11 @@ def run_forward(
             if array is not result and array is not given:
                 ledger.drop(array)
     return result
+
+
+def result_of(calls: list[Call]) -> Array:
+    """What the last of some calls gives to those after them."""
+    return calls[-1].outputs[-1 if call_is_norm(calls[-1]) else 0]
 
 
 def call_is_norm(call: Call) -> bool:

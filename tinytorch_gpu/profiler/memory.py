@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from .calls import Array, Call, Pass, Setting, forward_calls, loss_calls
 from .formats import bytes_per_weight
-from .lifetimes import Backward, Ledger, held, run_forward
+from .lifetimes import Backward, Ledger, held, result_of, run_forward
 from .parameters import parameters
 from .workspace import rotary_factors, update_workspace
 
@@ -94,7 +94,7 @@ def training_memory(
     state = optimizer_bytes(weights, optimizer, momentum)
     run = Pass(batch, tokens, gradients=True, repeat=False)
     calls = forward_calls(setting, run)
-    tables = _tables(setting, calls)
+    tables = _tables(setting, tokens) + _factors(setting, calls)
     rest = stored + state + tables
     step = _Step(setting, calls, loss_calls(setting, run, calls[-1].outputs[0]), rest, recompute)
     return TrainingMemory(
@@ -136,24 +136,19 @@ class _Step:
         while index:
             index -= 1
             calls, again = self.segments[index]
-            before = _output(self.segments[index - 1][0]) if index else None
+            before = result_of(self.segments[index - 1][0]) if index else None
             assert gradient is not None
             given = gradient
             if again:
                 run_forward(calls, self.ledger, True, self.where, before)
                 self.ledger.hold(given)
             gradient = back.run(calls, given, of, before)
-            if (
-                again and before is not None
-            ):  # what recompute() itself holds: input, result and gradient
+            if again and before is not None:
+                # What recompute() itself holds: input, result and gradient.
                 for array in (before.owner, of.owner, given):
                     self.ledger.drop(array)
             if before is not None:
                 of = before
-
-
-def _output(calls: list[Call]) -> Array:
-    return calls[-1].outputs[-1 if calls[-1].op.startswith("add_") else 0]
 
 
 def _segments(
@@ -171,19 +166,21 @@ def _segments(
     return made
 
 
-def _tables(setting: Setting, calls: list[Call]) -> int:
-    """What stays between passes beside weights: sinusoids, or the tables and factors of rotary positions."""
+def _tables(setting: Setting, last: int) -> int:
+    """The tables of positions up to ``last``: sinusoids, or cosines and sines."""
     config = setting.config
     if config.position == "sinusoidal":
         return 4 * config.max_seq_length * config.embed_dim
     if config.position != "rotary":
         return 0
-    used = max(c.arrays[1].shape[0] for c in calls if c.op in ("rotary", "cached_attention") for _ in (0,)
-               if c.arrays[1] is not None)  # fmt: skip
-    room = max(256, 1 << max(used - 1, 1).bit_length())
-    tables = 2 * 4 * min(room, max(used, config.max_seq_length)) * (config.rotary // 2)
-    turned = [c for c in calls if c.op == "rotary"]
-    return tables + (rotary_factors(turned[0]) if turned and setting.where == "cpu" else 0)
+    room = max(256, 1 << max(last - 1, 1).bit_length())  # they grow by doubling
+    return 2 * 4 * min(room, max(last, config.max_seq_length)) * (config.rotary // 2)
+
+
+def _factors(setting: Setting, calls: list[Call]) -> int:
+    """What the CPU's rotary maker holds on to between passes."""
+    turned = [call for call in calls if call.op == "rotary"]
+    return rotary_factors(turned[0]) if turned and setting.where == "cpu" else 0
 
 
 def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMemory:
@@ -197,20 +194,7 @@ def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMem
     calls = forward_calls(setting, run)
     ledger = Ledger()
     run_forward(calls, ledger, False, setting.where, None)
-    tables = (
-        0
-        if config.position not in ("sinusoidal", "rotary")
-        else _inference_tables(setting, context)
-    )
-    return InferenceMemory(weights, cache, tables, ledger.peak)
-
-
-def _inference_tables(setting: Setting, context: int) -> int:
-    config = setting.config
-    if config.position == "sinusoidal":
-        return 4 * config.max_seq_length * config.embed_dim
-    room = max(256, 1 << max(context - 1, 1).bit_length())
-    return 8 * min(room, max(context, config.max_seq_length)) * (config.rotary // 2)
+    return InferenceMemory(weights, cache, _tables(setting, context), ledger.peak)
 
 
 def saved_bytes(setting: Setting, batch: int, tokens: int) -> dict[str, int]:
