@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from ..host.attention import QUERIES, SCORES
 from ..host.buffers import SMALL
-from ..host.linear import WIDENED
 from ..host.optimizer import CHUNK
 from .calls import Array, Call
 
@@ -52,18 +51,14 @@ def _first(call: Call) -> Array:
 
 
 def _linear(call: Call) -> int:
-    """A 16-bit weight is widened block by block, each with its own part of the product. Inference makes an
-    array before its activation too."""
-    x, weight, activation = _first(call), call.arrays[1], call.options.get("activation")
+    """Native code needs none, whatever the storage of the weight. Without it, and in float64, NumPy makes an
+    array before the activation (which training keeps anyway) and the temporaries of a GELU."""
+    activation, x, weight = call.options.get("activation"), _first(call), call.arrays[1]
     assert weight is not None
-    rows, (outs, width) = x.size // x.shape[-1], weight.shape
-    step = max(1, WIDENED // width)
-    widened = 4 * (step * width + min(outs, step) * rows) if weight.width < 4 else 0
-    if activation is None:
-        return widened
-    inner = round(rows * outs * x.width)
-    own = (0 if call.keeps else inner) + (GELU * inner if activation == "gelu" else 0)
-    return max(widened, own)
+    if activation is None or x.width == 4:
+        return 0
+    inner = round(x.size // x.shape[-1] * weight.shape[0] * x.width)
+    return (0 if call.keeps else inner) + (GELU * inner if activation == "gelu" else 0)
 
 
 def _linear_back(call: Call) -> int:
