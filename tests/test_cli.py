@@ -172,30 +172,27 @@ class TestChat:
         return code, *capsys.readouterr()
 
     def test_turns_keep_the_cache(self, capsys: Any, monkeypatch: Any, tiny_gguf: Path) -> None:
-        from tinytorch_gpu.cli import chat
+        from tinytorch_gpu.generation import PrefixCache
 
-        fed: list[int] = []
-        real = chat.Conversation._continue_from
+        fed: list[float] = []
+        real = PrefixCache.reusable
 
-        def spy(self: Any, ids: list[int]) -> list[int]:
-            new = real(self, ids)
-            fed.append(len(new) / len(ids))
-            return new
+        def spy(self: Any, ids: list[int]) -> int:
+            fed.append(1 - real(self, ids) / len(ids))
+            return real(self, ids)
 
-        monkeypatch.setattr(chat.Conversation, "_continue_from", spy)
+        monkeypatch.setattr(PrefixCache, "reusable", spy)
         code, out, _ = self.talk(capsys, monkeypatch, tiny_gguf, "hi\nand you?\n")
         assert code == 0 and len(out.splitlines()) >= 2
-        assert fed[0] == 1 and fed[1] < 0.8
+        assert fed[0] == 1 and fed[-1] < 0.8
 
     def test_the_cache_changes_no_answer(
         self, capsys: Any, monkeypatch: Any, tiny_gguf: Path
     ) -> None:
-        from tinytorch_gpu.cli import chat
+        from tinytorch_gpu.generation import PrefixCache
 
         kept = self.talk(capsys, monkeypatch, tiny_gguf, "hi\nand you?\n")[1]
-        monkeypatch.setattr(
-            chat.Conversation, "_continue_from", lambda self, ids: (self.cache.reset(), ids)[1]
-        )
+        monkeypatch.setattr(PrefixCache, "reusable", lambda self, ids: 0)
         assert self.talk(capsys, monkeypatch, tiny_gguf, "hi\nand you?\n")[1] == kept
 
     def test_commands(self, capsys: Any, monkeypatch: Any, tiny_gguf: Path) -> None:

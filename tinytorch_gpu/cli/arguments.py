@@ -73,6 +73,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     source.add_argument("stdin", nargs="?", choices=["-"], help="read it from standard input")
     parser.add_argument("--raw", action="store_true", help="do not apply the model's chat template")
     _sampling(parser, max_tokens=256)
+    _speculation(parser)
+    parser.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="keep the prompt's keys and values there for the next time",
+    )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable"
     )
@@ -85,6 +91,7 @@ def _chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="what the model is told first")
     parser.add_argument("--context", type=number(int, 1), help="tokens to remember at most")
     _sampling(parser, max_tokens=512)
+    _speculation(parser)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -283,3 +290,14 @@ def _sampling(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     add("--min-p", type=number(float, 0, 1), default=0.0, help="default 0, off")
     add("--repetition-penalty", type=number(float, 0, above=True), default=1.0, help="1 is off")
     add("--seed", type=number(int, 0, 2**64 - 1), help="makes the text repeatable")
+
+
+def _speculation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speculation: several tokens a pass, the same text")
+    group.add_argument(
+        "-md", "--draft", metavar="MODEL", help="a smaller model of the same vocabulary guesses"
+    )
+    group.add_argument(
+        "--lookup", action="store_true", help="guess what followed the same words before"
+    )
+    group.add_argument("--draft-max", type=number(int, 1), default=7, help="at most (default 7)")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from ..generation import Cache
+from ..generation import PrefixCache
 from .session import (
     Session,
     Timing,
@@ -46,58 +46,43 @@ class Conversation:
 
     def __init__(self, session: Session, arguments: argparse.Namespace):
         self.session, self.arguments = session, arguments
-        self.cache = Cache.for_model(session.model, 1, arguments.context, arguments.cache_dtype)
+        self.prefix = PrefixCache(session.model, arguments.context, arguments.cache_dtype)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all but the system message."""
+        """Forget all but the system message, whose tokens stay in the cache."""
         system = self.arguments.system
         self.messages: list[dict[str, str]] = []
         if system:
             self.messages.append({"role": "system", "content": system})
-        self._fed: list[int] = []
-        self.cache.reset()
 
     def answer(self, text: str) -> None:
         """Print the model's answer to ``text``; Ctrl-C keeps what it has said."""
         self.messages.append({"role": "user", "content": text})
         ids = self._ids()
-        room = self.cache.capacity
+        room = self.prefix.cache.capacity
         if len(ids) >= room:
             self.messages.pop()
             _note(f"that makes {len(ids)} tokens, the context has {room}: /reset, or say less")
             return
-        new = self._continue_from(ids)
-        timing, made, pieces = Timing(len(new)), list(ids), []
+        timing, pieces = Timing(len(ids) - self.prefix.reusable(ids)), []
         options = sampling_options(self.arguments)
         try:
-            for tokens, piece in stream_text(
-                self.session, new, timing, [], cache=self.cache, **options
-            ):
-                made += tokens
+            for _, piece in stream_text(self.session, ids, timing, [], self.prefix, **options):
                 pieces.append(piece)
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             _note("\n(stopped)")
         print(flush=True)
-        self._fed = made[: int(self.cache.lengths[0])]
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
         if sys.stdin.isatty():
-            _note(describe_figures(timing.figures(self.session.model.device)))
+            _note(describe_figures(self.session.figures(timing)))
 
     def _ids(self) -> list[int]:
         tokenizer = self.session.tokenizer
         return tokenizer.encode(
             tokenizer.apply_chat_template(self.messages), add_special_tokens=False
         )
-
-    def _continue_from(self, ids: list[int]) -> list[int]:
-        """Take back what the cache holds beyond the common beginning; return the ids to feed."""
-        pairs = zip(self._fed, ids, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._fed), len(ids)))
-        same = min(same, len(ids) - 1)  # at least one token must be fed to get an answer
-        self.cache.rollback(int(self.cache.lengths[0]) - same)
-        return ids[same:]
 
 
 def _read_line() -> str | None:

@@ -1,11 +1,14 @@
 """``generate``: continue a prompt. Tokens go to stdout, all else to stderr."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..generation import PrefixCache
+from ..generation.prefix_file import check_storable
 from .session import (
     Session,
     Timing,
@@ -29,12 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     if len(ids) >= room:
         raise ValueError(f"the prompt has {len(ids)} tokens; the model's context is {room}")
     session = open_session(arguments, file)
-    timing, made, text = Timing(len(ids)), [], []
+    prefix = _prompt_cache(arguments, session)
+    spared = 0 if prefix is None else prefix.reusable(ids)
+    timing, made, text = Timing(len(ids) - spared), [], []
     streaming = not (arguments.no_stream or arguments.json)
     interrupted = False
     try:
         for new, piece in stream_text(
-            session, ids, timing, arguments.stop, **sampling_options(arguments)
+            session, ids, timing, arguments.stop, prefix, **sampling_options(arguments)
         ):
             made += new
             text.append(piece)
@@ -42,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
-    _finish(arguments, session, prompt, made, "".join(text), timing)
+    _finish(arguments, session, prompt, made, "".join(text), timing, spared)
+    if prefix is not None:
+        prefix.save(arguments.prompt_cache)
     return 130 if interrupted else 0
 
 
@@ -78,6 +85,22 @@ def encode_prompt(tokenizer: Any, prompt: str, raw: bool) -> list[int]:
     return ids
 
 
+def _prompt_cache(arguments: argparse.Namespace, session: Session) -> PrefixCache | None:
+    """The cache of ``--prompt-cache``, with what its file holds if there is one."""
+    if arguments.prompt_cache is None:
+        return None
+    if importlib.util.find_spec("safetensors") is None:
+        raise ValueError("--prompt-cache needs safetensors: pip install safetensors")
+    target = Path(arguments.prompt_cache)
+    if not target.parent.is_dir():
+        raise ValueError(f"--prompt-cache: there is no folder {target.parent}")
+    prefix = PrefixCache(session.model, dtype=arguments.cache_dtype)
+    check_storable(prefix.cache)
+    if target.exists():
+        prefix.load(target)
+    return prefix
+
+
 def _finish(
     arguments: argparse.Namespace,
     session: Session,
@@ -85,9 +108,10 @@ def _finish(
     made: list[int],
     text: str,
     timing: Timing,
+    spared: int,
 ) -> None:
     """Print what was not streamed, and the figures."""
-    figures = timing.figures(session.model.device)
+    figures = {**session.figures(timing), "reused_prompt_tokens": spared}
     if arguments.json:
         record = {
             "model": str(session.file.path), "device": str(session.model.device),

@@ -11,6 +11,7 @@ from ..checkpoint import ModelFile, load_adapter, open_model
 from ..checkpoint.adapter import adapter_folder
 from ..core.lora import merge_lora, mergeable
 from ..core.transformers import Transformer
+from ..generation import DraftModel, Lookup, PrefixCache, Speculation
 from ..tokenizers import Tokenizer
 
 
@@ -55,8 +56,16 @@ def describe_figures(figures: dict[str, Any]) -> str:
         f"decode {figures['generated_tokens']} tokens at "
         f"{shown(figures['decode_tokens_per_second'], '.1f')} tokens/s, "
         f"first token after {shown(figures['time_to_first_token_s'], '.2f')} s, "
-        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MB"
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MB{_drafts(figures)}"
     )
+
+
+def _drafts(figures: dict[str, Any]) -> str:
+    if "drafted" not in figures:
+        return ""
+    drafted, accepted = figures["drafted"], figures["accepted"]
+    share = f" ({accepted / drafted:.0%})" if drafted else ""
+    return f", accepted {accepted} of {drafted} drafted tokens{share}"
 
 
 @dataclass
@@ -66,6 +75,13 @@ class Session:
     file: ModelFile
     tokenizer: Tokenizer
     model: Transformer
+    speculation: Speculation | None = None
+
+    def figures(self, timing: Timing) -> dict[str, Any]:
+        """Those of ``timing``, and how speculation fared."""
+        guide = self.speculation
+        drafts = {} if guide is None else {"drafted": guide.drafted, "accepted": guide.accepted}
+        return {**timing.figures(self.model.device), **drafts}
 
 
 def open_session(arguments: argparse.Namespace, file: ModelFile) -> Session:
@@ -78,7 +94,27 @@ def open_session(arguments: argparse.Namespace, file: ModelFile) -> Session:
             merge_lora(model)
     if arguments.device == "auto" and model.device.kind == "cpu":
         print(f"tinytorch-gpu: running on the CPU: {model.device.note}", file=sys.stderr)
-    return Session(file, tokenizer, model)
+    return Session(file, tokenizer, model, _speculation(arguments, tokenizer))
+
+
+def _speculation(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Speculation | None:
+    """What ``--lookup`` or ``--draft`` asks for; a draft model with other tokens is a ValueError."""
+    if arguments.draft is None:
+        return Lookup(arguments.draft_max) if arguments.lookup else None
+    if arguments.lookup:
+        raise ValueError("give --draft or --lookup, not both")
+    file = open_model(arguments.draft)
+    theirs = file.tokenizer()
+    if theirs.encode(_PROBE) != tokenizer.encode(_PROBE):
+        raise ValueError(
+            f"{file.path.name} has other tokens than the model: it cannot draft for it"
+        )
+    model = file.load(device=arguments.device, dtype=arguments.dtype)
+    return DraftModel(model, arguments.draft_max)
+
+
+# What two tokenizers would hardly split alike by chance.
+_PROBE = "Speculation: naïve \tguesses, 12345 of them; isn't it? {x_1 = -0.5e-3} 東京\n\n"
 
 
 def open_file(arguments: argparse.Namespace) -> ModelFile:
@@ -106,13 +142,15 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def stream_text(
-    session: Session, ids: list[int], timing: Timing, stops: list[str], **options: Any
-) -> Iterator[tuple[list[int], str]]:
+    session: Session, ids: list[int], timing: Timing, stops: list[str],
+    prefix: PrefixCache | None = None, **options: Any,
+) -> Iterator[tuple[list[int], str]]:  # fmt: skip
     """Yield (new ids, new text) as the model makes it, until it ends, or one of ``stops`` comes,
-    which is left out with all after it."""
+    which is left out with all after it. A ``prefix`` cache spares what it has of the prompt."""
     decoder, gate = session.tokenizer.stream(), StopGate(stops)
     ends = session.tokenizer.eos_ids
-    steps = session.model.generate([ids], stop_tokens=ends, stream=True, **options)
+    options |= {"stop_tokens": ends, "stream": True, "speculate": session.speculation}
+    steps = (session.model if prefix is None else prefix).generate([ids], **options)
     for step in steps:
         timing.tick()
         token = int(step.tokens[0])

@@ -3,6 +3,7 @@
 from .cache import Cache, KVCache
 from .capture import DecodeStep, capture
 from .engine import generate
+from .prefix import PrefixCache
 from .prompts import Step
 from .sampler import Sampler, Sampling
 from .speculation import DraftModel, Lookup, Speculation
@@ -13,6 +14,7 @@ __all__ = [
     "DraftModel",
     "KVCache",
     "Lookup",
+    "PrefixCache",
     "Sampler",
     "Sampling",
     "Speculation",

@@ -198,8 +198,9 @@ class Cache:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Hold again what ``save`` returned; a cache of another shape is a ValueError."""
-        stop = int(saved["lengths"].max())
+        """Hold again what ``save`` returned, of one row in every row; a cache of another shape is a
+        ValueError."""
+        stop, rows = int(saved["lengths"].max()), len(saved["lengths"])
         if len(saved["keys"]) != len(self.keys) or stop > self.capacity:
             raise ValueError(
                 f"{len(saved['keys'])} layers of {stop} tokens do not fit a cache of "
@@ -207,7 +208,10 @@ class Cache:
             )
         for own, kept in zip((*self.keys, *self.values), (*saved["keys"], *saved["values"]),
                              strict=True):  # fmt: skip
-            assign(own[:, :stop], kept)
+            for row in range(self.batch) if rows == 1 else ():
+                assign(own[row : row + 1, :stop], kept)
+            if rows != 1:
+                assign(own[:, :stop], kept)
         self._set_lengths(slice(None), saved["lengths"])
 
 

@@ -31,6 +31,8 @@ class Speculation(ABC):
     ``rounds`` passes. ``most`` bounds a draft; ``adaptive=False`` drafts as much always, where
     otherwise measured times and the share that came true decide (``Pace``).
 
+    ``before`` are tokens of each row that a given cache holds already, to be set before each call.
+
     One may be used for many calls of ``generate``, one after the other, and learns from each.
     """
 
@@ -39,6 +41,7 @@ class Speculation(ABC):
             raise ValueError(f"most must be a whole number from 1 on, not {most!r}")
         self.most, self.adaptive, self.pace = operator.index(most), adaptive, Pace(most)
         self.drafted = self.accepted = self.rounds = 0
+        self.before: Sequence[Sequence[int]] = ()
 
     def check(self, model: Any) -> None:  # noqa: B027  most drafts are for any model
         """A ValueError if drafts cannot be for ``model``."""
@@ -80,17 +83,16 @@ def speculation_of(given: Any, model: Any) -> Speculation | None:
 class Lookup(Speculation):
     """Prompt lookup (Saxena 2023): where the last tokens of a row stood before in it, what followed
     there may follow again. The longest of ``ngrams`` counts that is found decides, and of its places the
-    last. ``before`` are tokens of each row that a given cache holds already.
+    last.
     """
 
     def __init__(
-        self, most: int = MOST, adaptive: bool = True, ngrams: Sequence[int] = (4, 3, 2),
-        before: Sequence[Sequence[int]] = (),
+        self, most: int = MOST, adaptive: bool = True, ngrams: Sequence[int] = (4, 3, 2)
     ):  # fmt: skip
         super().__init__(most, adaptive)
         if not ngrams or any(not hasattr(n, "__index__") or n < 1 for n in ngrams):
             raise ValueError(f"ngrams must be whole numbers from 1 on, not {ngrams!r}")
-        self.ngrams, self.before = sorted(set(ngrams), reverse=True), before
+        self.ngrams = sorted(set(ngrams), reverse=True)
         self._rows: list[list[int]] = []
         self._places: list[dict[tuple[int, ...], int]] = []
 
@@ -134,15 +136,14 @@ class DraftModel(Speculation):
     numbers of the model that checks them.
 
     It keeps its own cache, of at most ``capacity`` tokens a row, and takes from one call to the next what
-    stays the same. ``before`` as for ``Lookup``.
+    stays the same.
     """
 
     def __init__(
-        self, model: Any, most: int = MOST, adaptive: bool = True, capacity: int | None = None,
-        before: Sequence[Sequence[int]] = (),
+        self, model: Any, most: int = MOST, adaptive: bool = True, capacity: int | None = None
     ):  # fmt: skip
         super().__init__(most, adaptive)
-        self.model, self.capacity, self.before = model, capacity, before
+        self.model, self.capacity = model, capacity
         self._cache: Cache | None = None
         self._sampler: Sampler | None = None
         self._step: DecodeStep | None = None
