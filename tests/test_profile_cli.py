@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tinytorch_gpu.cli.main import main
+from tinytorch_gpu.config import TransformerConfig
 
 TINY = ["-m", "shakespeare-char", "--context", "16", "--tokens", "3"]
 
@@ -93,13 +94,18 @@ def test_a_model_file_is_known_by_its_name_only(capsys: Any, tiny_gguf: Path) ->
     assert found["model"] == "tiny" and str(tiny_gguf.parent) not in json.dumps(found)
 
 
-def test_kernels_of_the_emulated_device(capsys: Any) -> None:
+def test_kernels_of_the_emulated_device(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinytorch_gpu.cli import profile_kernels
     from tinytorch_gpu.devices import DeviceError, device
 
     try:
         device("emulated")
     except DeviceError as error:
         pytest.skip(str(error))
-    assert main(["profile", "--device", "emulated", "--tokens", "2", "--json", "-"]) == 0
+    tiny = TransformerConfig(32, 16, 2, 1, 16, 32, position="none")
+    monkeypatch.setattr(profile_kernels, "SMALL", tiny)
+    arguments = ["profile", "train", "--device", "emulated", "--tokens", "2"]
+    assert main([*arguments, "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"kernel", "read_bytes", "over"} <= set(rows[0])
+    assert "layer_norm_forward" in profile_kernels.page(rows)

@@ -1,5 +1,6 @@
 """Devices, least times, studies and deployment: counted, so exact."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -181,6 +182,16 @@ def test_which_device_holds_which_model() -> None:
     )
     found = deployment({"gpt2": GPT2}, [A100, small], ("float16",), (1, 8), (512, 4096))
     assert len(found) == 8 and {f.context for f in found} == {512, 1024}
+
+
+def test_pairs_in_the_measured_order() -> None:
+    path = Path(__file__).parent.parent / "profiling" / "op_order.py"
+    spec = importlib.util.spec_from_file_location("op_order", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    # (predicted, measured): 1 and 1.2 are too near to be told apart; 4 was quicker than 2.
+    assert script.order([(1.0, 1.0), (1.2, 0.5), (2.0, 5.0), (4.0, 3.0)]) == (4, 5)
 
 
 def test_training_on_a_device() -> None:
