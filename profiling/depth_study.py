@@ -1,6 +1,6 @@
 """What norms and residuals are for: gradients by depth, and a short training, with and without them.
 
-Models of one width and three depths differ in one thing: a norm before each part, after it, or none, and
+Models of one width and several depths differ in one thing: a norm before each part, after it, or none, and
 whether a part is added to its input or takes its place. Measured are the length of the gradient of each
 block's parameters before the first step, and the loss over the steps of a short training without warm-up or
 clipping, on the prose that comes with Python.
@@ -29,6 +29,7 @@ from tinytorch_gpu.training import AdamW, CrossEntropyLoss
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "training.md"
 DEPTHS = (4, 16, 48)
+TRAINED = (4, 16)
 WIDTH, HEADS, LENGTH, BATCH, SEEDS = 48, 4, 16, 8, 4
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-norm": {},
@@ -124,7 +125,7 @@ def measure(steps: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any
         norms = {str(d): gradient_norms(variant, d, ids, vocab) for d in DEPTHS}
         made["gradients"][variant] = norms
     runs = [(name, name, 0) for name in VARIANTS] + [(WARMED, "post-norm", steps // 3)]
-    for depth, (name, variant, warmup) in itertools.product(DEPTHS, runs):
+    for depth, (name, variant, warmup) in itertools.product(TRAINED, runs):
         found = losses(variant, depth, ids, vocab, steps, warmup)
         made["losses"].setdefault(name, {})[str(depth)] = found
         print(f"{depth} layers, {name}: {end(found):.3f}", flush=True)
@@ -143,13 +144,13 @@ def table(made: dict[str, Any]) -> str:
     lines = [
         f"Gradient of the first block over that of the last, before the first step; mean loss of the last 20 of {steps} "
         f"steps ({made['uniform']:.2f} is what guessing gets).", "",
-        "| | gradient, 4 layers | 16 | 48 | loss, 4 layers | 16 | 48 |", "|---|---|---|---|---|---|---|",
+        "| | gradient, 4 layers | 16 | 48 | loss, 4 layers | 16 |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, by_depth in made["losses"].items():
         ratios = ["", "", ""]
         if name in made["gradients"]:
             ratios = [_ratio(made["gradients"][name][str(d)]) for d in DEPTHS]
-        ends = [_ended(by_depth.get(str(d)), steps) for d in DEPTHS]
+        ends = [_ended(by_depth[str(d)], steps) for d in TRAINED]
         lines.append(f"| {name} | {' | '.join([*ratios, *ends])} |")
     versions = ", ".join(f"{n} {v}" for n, v in made["versions"].items())
     return "\n".join([*lines, "", f"{made['setting']}; {versions}; {made['date']}."])
@@ -163,44 +164,42 @@ def _ratio(norms: list[float]) -> str:
     return f"{norms[0] / norms[-1]:.2g}"
 
 
-def _ended(found: list[float] | None, steps: int) -> str:
-    if found is None:
-        return ""
+def _ended(found: list[float], steps: int) -> str:
     return f"{end(found):.2f}" if len(found) == steps else f"not finite at step {len(found) + 1}"
 
 
 def draw(made: dict[str, Any], to: Path) -> None:
-    """Gradients by block above, losses by step below; a column for each depth."""
+    """Gradients by block, a panel for each depth; then losses by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharey="row")
-    for column, depth in enumerate(DEPTHS):
-        above, below = axes[0][column], axes[1][column]
+    above, below = figure.subfigures(2, 1)
+    panels = above.subplots(1, len(DEPTHS), sharey=True)
+    for axes, depth in zip(panels, DEPTHS, strict=True):
         for name, by_depth in made["gradients"].items():
-            points = np.maximum(by_depth.get(str(depth), []), 1e-12)
-            above.plot(
+            axes.plot(
                 range(1, depth + 1),
-                points,
-                label=name,
+                by_depth[str(depth)],
                 color=COLOURS[name],
                 marker=".",
                 markersize=4,
             )
+        axes.set(title=f"{depth} layers, before training", xlabel="block", yscale="log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("length of the block's gradient")
+    panels = below.subplots(1, len(TRAINED), sharey=True)
+    for axes, depth in zip(panels, TRAINED, strict=True):
         for name, by_depth in made["losses"].items():
-            plain = name in COLOURS
-            below.plot(smooth(by_depth.get(str(depth), [])), label=name, color=COLOURS.get(name, COLOURS["post-norm"]),
-                       linestyle="-" if plain else "--", linewidth=1.2)  # fmt: skip
-        above.set(title=f"{depth} layers", xlabel="block", yscale="log")
-        below.set(xlabel="step", ylim=(1.8, 6.0))
-        below.axhline(made["uniform"], color="black", linewidth=0.6, linestyle=":")
-        for each in (above, below):
-            each.grid(alpha=0.3)
-    axes[0][0].set_ylabel("length of the block's gradient")
-    axes[1][0].set_ylabel("loss per character (nats)")
-    figure.legend(
-        *axes[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9
-    )
+            line = "--" if name == WARMED else "-"
+            axes.plot(smooth(by_depth.get(str(depth), [])), label=name, linestyle=line, linewidth=1.2,
+                      color=COLOURS.get(name, COLOURS["post-norm"]))  # fmt: skip
+        axes.set(title=f"{depth} layers, training", xlabel="step", ylim=(2.8, 5.2))
+        axes.axhline(made["uniform"], color="black", linewidth=0.6, linestyle=":")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("loss per character (nats)")
+    handles = panels[0].get_legend_handles_labels()
+    below.legend(*handles, loc="outside lower center", ncols=6, fontsize=9)
     figure.savefig(to, dpi=90)
 
 
