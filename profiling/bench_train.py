@@ -81,6 +81,7 @@ class PyTorch:
 
     def __init__(self, recipe: Recipe, threads: int, fused: bool = False):
         import torch
+        from torch_twin import gpt, parameter_groups
 
         from tinytorch_gpu.config import preset
 
@@ -89,10 +90,7 @@ class PyTorch:
         self.torch, config = torch, preset(recipe.preset, dropout=0.0)
         self.version = f"PyTorch {torch.__version__}" + (", fused AdamW" if fused else "")
         self.vocab, self.model = config.vocab_size, gpt(torch, config)
-        apart: list[list[Any]] = [[], []]
-        for p in self.model.parameters():
-            apart[p.ndim > 1].append(p)
-        groups = [{"params": p, "weight_decay": DECAY * i} for i, p in enumerate(apart)]
+        groups = parameter_groups(self.model, DECAY)
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=fused or None)
 
     def step(self, inputs: Any, targets: Any) -> float:
@@ -105,52 +103,6 @@ class PyTorch:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
-
-
-def gpt(torch: Any, config: Any) -> Any:
-    """The GPT-2 of a config as a PyTorch module."""
-    nn, functional = torch.nn, torch.nn.functional
-    width, heads, bias = config.embed_dim, config.num_heads, config.ffn_bias
-
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
-            self.out = nn.Linear(width, width, bias=config.out_bias)
-            self.rise = nn.Linear(width, config.hidden_dim, bias=bias)
-            self.fall = nn.Linear(config.hidden_dim, width, bias=bias)
-
-        def forward(self, x: Any) -> Any:
-            batch, length, _ = x.shape
-            q, k, v = (
-                y.reshape(batch, length, heads, -1).transpose(1, 2)
-                for y in self.qkv(self.norm1(x)).split(width, dim=2)
-            )
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-            inner = functional.gelu(self.rise(self.norm2(x)), approximate="tanh")
-            return x + self.fall(inner)
-
-    class Model(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens = nn.Embedding(config.vocab_size, width)
-            self.places = nn.Embedding(config.max_seq_length, width)
-            self.blocks = nn.Sequential(*(Block() for _ in range(config.num_layers)))
-            self.norm = nn.LayerNorm(width)
-            self.head = nn.Linear(width, config.vocab_size, bias=False)
-            if config.tie_embeddings:
-                self.head.weight = self.tokens.weight
-            for p in self.parameters():
-                if p.ndim > 1:
-                    nn.init.normal_(p, std=0.02)
-
-        def forward(self, ids: Any) -> Any:
-            x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
-            return self.head(self.norm(self.blocks(x)))
-
-    return Model()
 
 
 def engine_of(name: str, recipe: Recipe, threads: int) -> Any:

@@ -19,6 +19,7 @@ from . import (
     optimizer,
     rotary,
     sampling,
+    shape,
 )
 from .buffers import keep_freed_memory
 
@@ -37,6 +38,7 @@ __all__ = [
     "optimizer",
     "rotary",
     "sampling",
+    "shape",
 ]
 
 keep_freed_memory()

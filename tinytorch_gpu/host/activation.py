@@ -56,20 +56,20 @@ def _silu_slope(x: Any, out: Any, work: Any, more: Any) -> None:
 
 def _gelu_tanh_slope(x: Any, out: Any, work: Any, more: Any) -> None:
     """gate + x gate (1 - gate) 2u', where gate is 1 / (1 + e ** -2u)."""
-    numpy.multiply(x, x, out=out)
-    numpy.multiply(out, -2 * _SCALE * _CUBIC, out=work)
+    numpy.multiply(x, x, out=more)
+    numpy.multiply(more, -2 * _SCALE * _CUBIC, out=work)
     work -= 2 * _SCALE
     work *= x
     numpy.exp(work, out=work)
     work += 1
     numpy.reciprocal(work, out=work)
-    out *= 6 * _SCALE * _CUBIC
-    out += 2 * _SCALE
-    out *= x
-    out *= work
-    numpy.subtract(1, work, out=more)
+    more *= 6 * _SCALE * _CUBIC
+    more += 2 * _SCALE
+    more *= x
+    numpy.subtract(1, work, out=out)
     out *= more
-    out += work
+    out += 1
+    out *= work
 
 
 def _simple(function: Callable[[Any, Any], None]) -> Callable[..., Any]:

@@ -1,12 +1,14 @@
 """Attention in blocks of queries: the score matrix exists one block at a time, backwards too.
 
-Each row of the batch is its own problem, with its own length, so a batch of different lengths does
-no work for the padding; keys that no query of a block may see are never looked at. The backward
-makes the weights anew from the log-sum-exp of each row (FlashAttention, Dao et al. 2022), from the
-same products of the same shapes, so that they are the forward's to the last bit: where one score
-is far above the rest, its gradient is a difference of equal numbers.
+Rows of the batch that follow each other and have one length are worked on together, others each as
+its own problem, so a batch of different lengths does no work for the padding; keys that no query of
+a block may see are never looked at. The backward makes the weights anew from the log-sum-exp of each
+row (FlashAttention, Dao et al. 2022), from the same products of the same shapes, so that they are the
+forward's to the last bit: where one score is far above the rest, its gradient is a difference of equal
+numbers.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,14 +25,14 @@ from .rotary import turn
 
 # Queries per block: enough rows for the matrix product, and little of a causal block is hidden.
 QUERIES = 128
-# Scores per block, the heads together: 1 MB of float32. One head may need more by itself.
+# Scores per block, the heads and rows together: 1 MB of float32. One head may need more by itself.
 SCORES = 1 << 18
 
 
 class _Block(NamedTuple):
-    """Queries and key heads of one row of the batch, and the keys that some of them may see."""
+    """Queries and key heads of some rows of the batch, and the keys that some of them may see."""
 
-    row: int
+    rows: slice
     queries: slice
     heads: slice
     keys: slice
@@ -40,7 +42,8 @@ class _Block(NamedTuple):
 class _Scores:
     """The scores of one call, block by block.
 
-    The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S).
+    The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S), for each
+    of the R rows of a block.
     """
 
     def __init__(self, inputs: Any, causal: bool, scale: float | None, window: int | None):
@@ -62,17 +65,31 @@ class _Scores:
     def blocks(self) -> Iterator[_Block]:
         """All queries, a block at a time; of a block that sees nothing the keys are empty."""
         rows, keys = self.q.shape[1], self.k.shape[1]
-        for row, (length, start) in enumerate(zip(self.lengths, self.starts, strict=True)):
+        for (length, start), same in self._runs():
             for first in range(0, rows, QUERIES):
                 queries = slice(first, min(first + QUERIES, rows))
                 high = max(0, min(length, keys, start + queries.stop if self.causal else keys))
                 low = 0 if self.window is None else max(0, start + first - self.window + 1)
                 span = slice(min(low, high), high)
                 each = self.groups * (queries.stop - first) * max(1, high - span.start)
-                count = max(1, SCORES // each)
-                for head in range(0, self.kv_heads, count):
-                    heads = slice(head, min(head + count, self.kv_heads))
-                    yield _Block(row, queries, heads, span, start + first)
+                for part, heads in self._shares(same, max(1, SCORES // each)):
+                    yield _Block(part, queries, heads, span, start + first)
+
+    def _runs(self) -> Iterator[tuple[tuple[int, int], slice]]:
+        """The rows of the batch that follow each other with one (length, start)."""
+        first = 0
+        for key, run in itertools.groupby(zip(self.lengths, self.starts, strict=True)):
+            stop = first + len(list(run))
+            yield key, slice(first, stop)
+            first = stop
+
+    def _shares(self, rows: slice, count: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and key heads, at most ``count`` heads together: several rows or a part of one."""
+        each = max(1, count // self.kv_heads)
+        for first in range(rows.start, rows.stop, each):
+            for head in range(0, self.kv_heads, count):
+                heads = slice(head, min(head + count, self.kv_heads))
+                yield slice(first, min(first + each, rows.stop)), heads
 
     def buffer(self, name: str, *shape: int) -> Any:
         """An array to write to, of the same memory each time."""
@@ -83,34 +100,35 @@ class _Scores:
         return held[:size].reshape(shape)
 
     def by_head(self, x: Any, block: _Block) -> Any:
-        """The view (K, G, T, ...) of a block's queries in ``x`` (B, T, H, ...)."""
-        part = x[block.row, block.queries]
-        apart = part.reshape(len(part), self.kv_heads, self.groups, part.shape[2])
-        return apart[:, block.heads].transpose(1, 2, 0, 3)
+        """The view (R, K, G, T, ...) of a block's queries in ``x`` (B, T, H, ...)."""
+        part = x[block.rows, block.queries]
+        apart = part.reshape(*part.shape[:2], self.kv_heads, self.groups, part.shape[3])
+        return apart[:, :, block.heads].transpose(0, 2, 3, 1, 4)
 
     def stacked(self, x: Any, block: _Block, name: str, factor: Any = None) -> Any:
-        """A block's queries in ``x`` (B, T, H, D), times ``factor``, as (K, G T, D)."""
+        """A block's queries in ``x`` (B, T, H, D), times ``factor``, as (R, K, G T, D)."""
         view = self.by_head(x, block)
+        if factor is None and self.groups == 1 and _for_blas(view):
+            return view[:, :, 0]
         out = self.buffer(name, *view.shape)
         if factor is None:
             numpy.copyto(out, view)
         else:
             numpy.multiply(view, factor, out=out)
-        return out.reshape(len(out), -1, out.shape[3])
+        return out.reshape(*out.shape[:2], -1, out.shape[4])
 
     def of(self, block: _Block) -> tuple[Any, Any]:
-        """The queries (K, G T, D) and their scores (K, G, T, S), -inf where hidden."""
+        """The queries (R, K, G T, D) and their scores (R, K, G, T, S), -inf where hidden."""
         queries = self.stacked(self.q, block, "queries", self.scale if self.exact else None)
-        known = self.k[block.row, block.keys, block.heads].transpose(1, 2, 0)
+        known = self.k[block.rows, block.keys, block.heads].transpose(0, 2, 3, 1)
         rows = block.queries.stop - block.queries.start
-        shape = (len(queries), self.groups, rows, known.shape[2])
+        shape = (*queries.shape[:2], self.groups, rows, known.shape[3])
         scores = self.buffer("scores", *shape)
-        if (
-            rows == 1
-        ):  # few query heads of a key head are a worse shape for the BLAS than each alone
-            numpy.matmul(queries[:, :, None], known[:, None], out=scores)
+        if rows == 1:
+            # Few query heads of a key head are a worse shape for the BLAS than each alone.
+            numpy.matmul(queries[:, :, :, None], known[:, :, None], out=scores)
         else:
-            numpy.matmul(queries, known, out=scores.reshape(len(queries), -1, shape[3]))
+            numpy.matmul(queries, known, out=scores.reshape(*shape[:2], -1, shape[4]))
         if not self.exact:
             scores *= self.scale
         self._hide(scores, block)
@@ -122,15 +140,22 @@ class _Scores:
         causal = self.causal and position + 1 < high
         if not causal and self.window is None:
             return
-        query = numpy.arange(position, position + scores.shape[2])[:, None]
+        query = numpy.arange(position, position + scores.shape[3])[:, None]
         if causal:
             first = max(low, position + 1)
             later = numpy.arange(first, high) > query
             numpy.copyto(scores[..., first - low :], -numpy.inf, where=later)
         if self.window is not None:
-            stop = min(high, position + scores.shape[2] - self.window)
+            stop = min(high, position + scores.shape[3] - self.window)
             far = query - numpy.arange(low, stop) >= self.window
             numpy.copyto(scores[..., : max(0, stop - low)], -numpy.inf, where=far)
+
+
+def _for_blas(view: Any) -> bool:
+    """Whether the BLAS takes the last two axes as they lie in memory."""
+    return bool(
+        view.strides[-1] == view.itemsize and view.strides[-2] >= view.shape[-1] * view.itemsize
+    )
 
 
 def _per_row(numbers: Any, batch: int) -> list[int]:
@@ -164,25 +189,26 @@ def _forward(
         if block.keys.start == block.keys.stop:
             mixed[...], sums[...] = 0, numpy.inf
         else:
-            values = v[block.row, block.keys, block.heads].transpose(1, 0, 2)
+            values = v[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3)
             _attend(scores.of(block)[1], values, mixed, sums)
     return out, (inputs, out, lse)
 
 
 def _attend(scores: Any, values: Any, out: Any, lse: Any) -> None:
-    """out = softmax(scores) values for one block: (K, G, T, S), (K, S, D)."""
-    kv_heads, groups, rows, keys = scores.shape
+    """out = softmax(scores) values for one block: (R, K, G, T, S), (R, K, S, D)."""
+    *outer, groups, rows, keys = scores.shape
     top = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
     top[~numpy.isfinite(top)] = 0
     scores -= top
     numpy.exp(scores, out=scores)
     if rows == 1:
         total = numpy.add.reduce(scores, axis=-1, keepdims=True)
-        mixed = numpy.matmul(scores, values[:, None])
+        mixed = numpy.matmul(scores, values[:, :, None])
     else:  # a sum is several times slower than a product with ones
-        stacked = scores.reshape(kv_heads, -1, keys)
-        total = numpy.matmul(stacked, numpy.ones((keys, 1), scores.dtype)).reshape(top.shape)
-        mixed = numpy.matmul(stacked, values).reshape(kv_heads, groups, rows, -1)
+        total = numpy.matmul(scores.reshape(-1, keys), numpy.ones((keys, 1), scores.dtype))
+        total = total.reshape(top.shape)
+        mixed = numpy.matmul(scores.reshape(*outer, -1, keys), values)
+        mixed = mixed.reshape(*outer, groups, rows, -1)
     # A query that sees nothing saves +inf, so that the backward's exp(score - lse) is 0 there; one that
     # sees a NaN too: its weights are NaN where the scores are.
     blind = ~(total > 0)
@@ -219,7 +245,7 @@ def _backward(
 ) -> Any:  # fmt: skip
     inputs, _, lse = residuals
     q, k, v, *_ = inputs
-    dq, dk, dv = numpy.empty(q.shape, q.dtype), *(numpy.zeros(x.shape, x.dtype) for x in (k, v))
+    dq, dk, dv = _side_by_side(q, k, v)
     by_token = lse.transpose(0, 2, 1, 3)
     scores = _Scores(inputs, causal, scale, window)
     for block in scores.blocks():
@@ -229,38 +255,58 @@ def _backward(
         queries, weights = scores.of(block)
         weights -= scores.by_head(by_token, block)
         numpy.exp(weights, out=weights)
-        weights = weights.reshape(len(queries), -1, weights.shape[3])
-        dy = scores.stacked(dout, block, "dout")
         missing = _missing(weights)
-        dy *= missing
+        dy = scores.stacked(dout, block, "dout", missing)
+        weights, missing = (x.reshape(*x.shape[:2], -1, x.shape[4]) for x in (weights, missing))
         known, values, dknown, dvalues = (
-            x[block.row, block.keys, block.heads].transpose(1, 0, 2) for x in (k, v, dk, dv)
+            x[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3) for x in (k, v, dk, dv)
         )
-        dvalues += numpy.matmul(weights.transpose(0, 2, 1), dy)
+        _add_product(weights.swapaxes(2, 3), dy, dvalues, block)
         dscores = scores.buffer("dscores", *weights.shape)
-        numpy.matmul(dy, values.transpose(0, 2, 1), out=dscores)
+        numpy.matmul(dy, values.swapaxes(2, 3), out=dscores)
         # The mean of these by the weights: where one weight is nearly 1 it must cancel its own.
         dscores -= numpy.vecdot(dscores, weights)[..., None] * missing
         dscores *= weights
         if not scores.exact:  # else the queries are scaled
             dscores *= scores.scale
-        dknown += numpy.matmul(dscores.transpose(0, 2, 1), queries)
+        _add_product(dscores.swapaxes(2, 3), queries, dknown, block)
         own = scores.by_head(dq, block)
-        own[...] = numpy.matmul(dscores, known).reshape(own.shape)
+        if scores.groups == 1:
+            numpy.matmul(dscores, known, out=own[:, :, 0])
+        else:
+            own[...] = numpy.matmul(dscores, known).reshape(own.shape)
         if scores.exact:
             own *= scores.scale
     return dq, dk, dv, None, None, None, None, None
 
 
+def _side_by_side(q: Any, k: Any, v: Any) -> list[Any]:
+    """Zeros like each: where they fit, parts of one array, as the heads were before they were split."""
+    if not q.shape[1::2] == k.shape[1::2] == v.shape[1::2]:
+        return [numpy.zeros(x.shape, x.dtype) for x in (q, k, v)]
+    heads, more = q.shape[2], k.shape[2]
+    packed = numpy.zeros((*q.shape[:2], heads + 2 * more, q.shape[3]), q.dtype)
+    return [packed[:, :, :heads], packed[:, :, heads : heads + more], packed[:, :, heads + more :]]
+
+
+def _add_product(left: Any, right: Any, total: Any, block: _Block) -> None:
+    """total += left @ right, where the first block of queries finds zeros."""
+    if block.queries.start == 0:
+        numpy.matmul(left, right, out=total)
+    else:
+        total += numpy.matmul(left, right)
+
+
 def _missing(weights: Any) -> Any:
-    """What the rows of weights (K, N, S) must be multiplied by to add up to 1.
+    """What the rows of weights (..., S) must be multiplied by to add up to 1.
 
     A log-sum-exp far from 0 has been rounded by much, and with it all weights of its row alike. Rows
     that see nothing, or a NaN, stay as they are.
     """
-    total = numpy.matmul(weights, numpy.ones((weights.shape[2], 1), weights.dtype))
+    keys = weights.shape[-1]
+    total = numpy.matmul(weights.reshape(-1, keys), numpy.ones((keys, 1), weights.dtype))
     total[~(total > 0)] = 1
-    return numpy.reciprocal(total, out=total)
+    return numpy.reciprocal(total, out=total).reshape(*weights.shape[:-1], 1)
 
 
 def cached(

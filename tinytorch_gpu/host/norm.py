@@ -7,7 +7,7 @@ import numpy
 
 from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from .buffers import SMALL, column_sums, plain, row_blocks, rows_of, scratch
+from .buffers import BLOCK, column_sums, plain, row_blocks, rows_of, scratch
 
 
 def _row_norms(rows: Any) -> Any:
@@ -72,17 +72,17 @@ def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
     x, weight, mean, rstd = residuals
     rows, dy, mean, rstd = rows_of(x), rows_of(dout), mean.reshape(-1, 1), rstd.reshape(-1, 1)
     dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
-    average = _average(rows)
-    held = scratch(len(rows), rows.shape[1], x.dtype, 2)
-    for part in row_blocks(len(rows), rows.shape[1], SMALL):
+    weighted = weight[:, None] * _average(rows)
+    held = scratch(len(rows), rows.shape[1], x.dtype, 2, BLOCK)
+    for part in row_blocks(*rows.shape):
         normed, work = (b[: part.stop - part.start] for b in held)
         numpy.subtract(rows[part], mean[part], out=normed)
         normed *= rstd[part]
-        dweight += column_sums(numpy.multiply(dy[part], normed, out=work))
+        numpy.multiply(dy[part], normed, out=work)
+        dweight += column_sums(work)
         change = numpy.multiply(dy[part], weight, out=dx[part])
-        along = numpy.multiply(change, normed, out=work) @ average
-        change -= change @ average
-        normed *= along
+        change -= dy[part] @ weighted
+        normed *= work @ weighted
         change -= normed
         change *= rstd[part]
     return dx.reshape(x.shape), dweight, column_sums(dy)
@@ -92,14 +92,15 @@ def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
     x, weight, rstd = residuals
     rows, dy, rstd = rows_of(x), rows_of(dout), rstd.reshape(-1, 1)
     dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
-    average = _average(rows)
-    held = scratch(len(rows), rows.shape[1], x.dtype, 2)
-    for part in row_blocks(len(rows), rows.shape[1], SMALL):
+    weighted = weight[:, None] * _average(rows)
+    held = scratch(len(rows), rows.shape[1], x.dtype, 2, BLOCK)
+    for part in row_blocks(*rows.shape):
         normed, work = (b[: part.stop - part.start] for b in held)
         numpy.multiply(rows[part], rstd[part], out=normed)
-        dweight += column_sums(numpy.multiply(dy[part], normed, out=work))
+        numpy.multiply(dy[part], normed, out=work)
+        dweight += column_sums(work)
         change = numpy.multiply(dy[part], weight, out=dx[part])
-        normed *= numpy.multiply(change, normed, out=work) @ average
+        normed *= work @ weighted
         change -= normed
         change *= rstd[part]
     return dx.reshape(x.shape), dweight

@@ -53,28 +53,28 @@ def _adamw(
     if scale == 0:
         return param
     real = first.dtype.type
-    rate, scale = real(rate.item()), real(scale.item())
+    rate, scale = rate.item(), scale.item()
     first_share, second_share = _reached(beta1, int(step)), _reached(beta2, int(step))
+    # Factors of whole arrays are gathered: what is left is few passes over them.
+    to_first, to_second = scale * (1 - beta1), scale * math.sqrt(1 - beta2)
+    grown, shrunk = second_share**-0.5, rate / first_share
     arrays = (param, _beside(param, grad), first, second, master)
-    for w, g, m, v, wide, scaled, work in _chunks(arrays, first.dtype):
-        numpy.multiply(g, scale, out=scaled, dtype=first.dtype)
+    for w, g, m, v, wide, change, work in _chunks(arrays, first.dtype):
         m *= beta1
-        numpy.multiply(scaled, 1 - beta1, out=work)
-        m += work
-        scaled *= scaled
-        scaled *= 1 - beta2
+        m += numpy.multiply(g, real(to_first), out=work, dtype=real)
         v *= beta2
-        v += scaled
-        numpy.sqrt(v, out=scaled)
-        scaled *= second_share**-0.5
-        scaled += eps
-        numpy.divide(m, scaled, out=scaled)
-        scaled *= 1 / first_share
+        numpy.multiply(g, real(to_second), out=work, dtype=real)
+        work *= work
+        v += work
+        numpy.sqrt(v, out=work)
+        work *= grown
+        work += eps
+        numpy.divide(m, work, out=change)
+        change *= shrunk
         weights = w if wide is None else wide
-        numpy.multiply(weights, weight_decay, out=work)
-        work += scaled
-        work *= rate
-        weights -= work
+        if weight_decay:
+            change += numpy.multiply(weights, rate * weight_decay, out=work)
+        weights -= change
         if wide is not None:
             w[...] = wide
     return param
@@ -131,8 +131,10 @@ def _squares(grad: Any) -> Any:
     """The sum of squares, a product with itself; chunk by chunk, for its rounding errors."""
     views = flat_views(grad)
     flat = grad.reshape(-1) if views is None else views[0]
-    parts = [numpy.dot(x, x) for x in numpy.split(flat, range(CHUNK, flat.size, CHUNK))]
-    return numpy.sum(parts, dtype=grad.dtype)
+    if flat.size <= CHUNK:
+        return numpy.dot(flat, flat)
+    parts = [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
+    return numpy.sum([numpy.dot(x, x) for x in parts], dtype=grad.dtype)
 
 
 adamw.maker("cpu", _adamw, accepts=_adamw_accepts)
