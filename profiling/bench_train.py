@@ -147,7 +147,13 @@ class Worker:
         command = [sys.executable, __file__, "--work", name, "--recipe", recipe]
         command += ["--threads", str(threads)]
         count = str(threads)
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": count, "OMP_NUM_THREADS": count}
+        # A core type that somebody set for another NumPy would slow this one; ours is NumPy alone.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+        environment |= {
+            "OPENBLAS_NUM_THREADS": count,
+            "OMP_NUM_THREADS": count,
+            "TINYTORCH_NATIVE": "0",
+        }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -67,6 +67,7 @@ def train(
 def compare(data: str, steps: int, threads: int) -> dict[str, Any]:
     """All figures, both engines at a time."""
     os.environ |= {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    os.environ["TINYTORCH_NATIVE"] = "0"  # ours is NumPy alone
     tasks = [(dtype, min(count, steps), False) for dtype, count, _ in FIRST]
     tasks.append(("float32", steps, True))
     engines = ("tinytorch_gpu", "pytorch")

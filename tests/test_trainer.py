@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
-from tinytorch_gpu import Transformer, backend, devices
+from tinytorch_gpu import Transformer, backend
 from tinytorch_gpu.checkpoint import open_model
 from tinytorch_gpu.config import TransformerConfig
 from tinytorch_gpu.training import (
@@ -321,17 +321,63 @@ def test_mistakes_are_told(data: TokenDataset, tmp_path: Path) -> None:
         Trainer.resume(tmp_path / "run", "cpu")
 
 
-def test_a_step_on_the_emulated_device_is_the_cpus(data: TokenDataset) -> None:
-    try:
-        devices.device("emulated")
-    except devices.DeviceError as error:
-        pytest.skip(str(error))
-    config = TrainingConfig(steps=2, batch=1, length=8, warmup=0)
-    here, there = (trainer_of(data, config=config, device=d) for d in ("cpu", "emulated"))
-    for _ in range(2):
+STEPS = {
+    "plain": {}, "recomputed": {"recompute": True}, "accumulated": {"accumulate": 2, "batch": 1},
+    "smoothed": {"label_smoothing": 0.1}, "sgd": {"optimizer": "sgd", "lr": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_steps_on_a_gpu_are_the_cpus(data: TokenDataset, gpu: str, case: str) -> None:
+    config = TrainingConfig(**{"steps": 3, "batch": 2, "length": 8, "warmup": 0, **STEPS[case]})
+    here, there = (trainer_of(data, config=config, device=d) for d in ("cpu", gpu))
+    for _ in range(3):
         one, other = here.step(), there.step()
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
     found = weights(there.model)
     for name, values in weights(here.model).items():
-        np.testing.assert_allclose(found[name], values, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], values, atol=4e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_steps_on_a_gpu(data: TokenDataset, gpu: str, dtype: str) -> None:
+    """Loss scaling and masters: near the CPU's steps, and an overflow changes nothing."""
+    pytest.importorskip("ml_dtypes")
+    config = TrainingConfig(steps=3, batch=2, length=8, warmup=0)
+    here, there = (trainer_of(data, config=config, device=d, dtype=dtype) for d in ("cpu", gpu))
+    for _ in range(2):
+        one, other = here.step(), there.step()
+        assert one.loss == pytest.approx(other.loss, rel=2e-2) and not other.skipped
+    for name, parameter in there.named:
+        master = backend.to_numpy(there.optimizer.state[name]["master"])
+        assert master.dtype == np.float32
+        np.testing.assert_array_equal(
+            master.astype(here.model.dtype), backend.to_numpy(parameter.data)
+        )
+    if there.scaler is None:
+        assert dtype == "bfloat16"
+        return
+    there.scaler.scale, before = 2.0**60, weights(there.model)
+    assert there.step().skipped and there.scaler.scale == 2.0**59
+    for name, values in weights(there.model).items():
+        np.testing.assert_array_equal(values, before[name])
+    assert int(backend.to_numpy(there.optimizer.count)) == 2
+
+
+def test_a_run_on_a_gpu_resumes(data: TokenDataset, gpu: str, tmp_path: Path) -> None:
+    """A run with evaluation, checkpoints and a sample goes on where it was; dropout and all."""
+    config = TrainingConfig(
+        steps=4, batch=1, length=8, warmup=0, eval_every=2, eval_tokens=16, save_every=2
+    )
+    whole = trainer_of(data, tmp_path / "run", config, device=gpu)
+    told: list[Any] = []
+    whole.train(lambda found, extra: told.append((found.loss, extra.get("val_loss"))))
+    assert len(told) == 4 and told[1][1] and told[3][1]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    resumed = Trainer.resume(tmp_path / "run", gpu)
+    assert resumed.steps_done == 2
+    again: list[Any] = []
+    resumed.train(lambda found, extra: again.append((found.loss, extra.get("val_loss"))))
+    assert again == [pytest.approx(x, rel=1e-6) for x in told[2:]]
+    assert len(resumed.sample([1])) > 1

@@ -7,7 +7,8 @@ from typing import Any
 import numpy
 
 from ..ops import geglu, gelu_tanh, relu, silu, swiglu
-from .buffers import SMALL, plain, row_blocks, rows_of, scratch
+from .buffers import plain, row_blocks, rows_of, scratch
+from .threads import share
 
 _SCALE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
 
@@ -72,75 +73,76 @@ def _gelu_tanh_slope(x: Any, out: Any, work: Any, more: Any) -> None:
     out *= work
 
 
-def _simple(function: Callable[[Any, Any], None]) -> Callable[..., Any]:
-    def forward(x: Any) -> Any:
-        rows = rows_of(x)
-        out = numpy.empty(rows.shape, x.dtype)
+class _Simple:
+    """An activation of rows (N, C) and its gradient, in blocks that stay in cache."""
+
+    def __init__(self, function: Callable[[Any, Any], None], slope: Callable[..., None]):
+        self.function, self.slope = function, slope
+
+    def width(self, inner: int) -> int:
+        """Values of a row of the result."""
+        return inner
+
+    def into(self, rows: Any, out: Any) -> None:
+        """Write the activation of ``rows`` to ``out``."""
         with numpy.errstate(over="ignore"):
             for part in row_blocks(*rows.shape):
-                function(rows[part], out[part])
-        return out.reshape(x.shape), (x,)
+                self.function(rows[part], out[part])
 
-    return forward
-
-
-def _gated(function: Callable[[Any, Any], None]) -> Callable[..., Any]:
-    def forward(x: Any) -> Any:
-        rows = rows_of(x)
-        width = rows.shape[1] // 2
-        out = numpy.empty((rows.shape[0], width), x.dtype)
-        if len(rows) == 1:  # one token: no blocks
-            with numpy.errstate(over="ignore"):
-                function(rows[:, :width], out)
-            out *= rows[:, width:]
-            return out.reshape(*x.shape[:-1], width), (x,)
+    def gradient_into(self, rows: Any, dy: Any, dx: Any) -> None:
+        """Write the gradient of ``rows`` to ``dx``, for ``dy``, that of the result."""
+        held = scratch(len(rows), rows.shape[1], rows.dtype, 2)
         with numpy.errstate(over="ignore"):
             for part in row_blocks(*rows.shape):
-                function(rows[part, :width], out[part])
-                out[part] *= rows[part, width:]
-        return out.reshape(*x.shape[:-1], width), (x,)
-
-    return forward
-
-
-def _simple_backward(slope: Callable[[Any, Any, Any, Any], None]) -> Callable[..., Any]:
-    def backward(residuals: Any, dout: Any) -> Any:
-        (x,) = residuals
-        rows, dy = rows_of(x), rows_of(dout)
-        dx = numpy.empty(rows.shape, x.dtype)
-        held = scratch(len(rows), rows.shape[1], x.dtype, 2)
-        with numpy.errstate(over="ignore"):
-            for part in row_blocks(len(rows), rows.shape[1], SMALL):
-                slope(rows[part], dx[part], *(b[: part.stop - part.start] for b in held))
+                self.slope(rows[part], dx[part], *(b[: part.stop - part.start] for b in held))
                 dx[part] *= dy[part]
-        return (dx.reshape(x.shape),)
 
-    return backward
+    def forward(self, x: Any) -> Any:
+        rows = rows_of(x)
+        out = numpy.empty((len(rows), self.width(rows.shape[1])), x.dtype)
+        if len(rows) == 1:
+            self.into(rows, out)
+        else:
+            share(lambda part: self.into(rows[part], out[part]), row_blocks(*rows.shape))
+        return out.reshape(*x.shape[:-1], out.shape[1]), (x,)
 
-
-def _gated_backward(
-    function: Callable[[Any, Any], None], slope: Callable[[Any, Any, Any, Any], None]
-) -> Callable[..., Any]:
-    def backward(residuals: Any, dout: Any) -> Any:
+    def backward(self, residuals: Any, dout: Any) -> Any:
         (x,) = residuals
         rows, dy = rows_of(x), rows_of(dout)
-        width = rows.shape[1] // 2
         dx = numpy.empty(rows.shape, x.dtype)
-        held = scratch(len(rows), width, x.dtype, 3)
-        with numpy.errstate(over="ignore"):
-            for part in row_blocks(len(rows), width, SMALL):
-                one, *others = (b[: part.stop - part.start] for b in held)
-                gate, up, dgate, dup = (
-                    y[part, half] for y in (rows, dx) for half in (slice(width), slice(width, None))
-                )
-                slope(gate, one, *others)
-                one *= up
-                numpy.multiply(one, dy[part], out=dgate)
-                function(gate, one)
-                numpy.multiply(one, dy[part], out=dup)
+        share(
+            lambda part: self.gradient_into(rows[part], dy[part], dx[part]), row_blocks(*rows.shape)
+        )
         return (dx.reshape(x.shape),)
 
-    return backward
+
+class _Gated(_Simple):
+    """The same of one half of a row, times the other half."""
+
+    def width(self, inner: int) -> int:
+        return inner // 2
+
+    def into(self, rows: Any, out: Any) -> None:
+        width = out.shape[1]
+        for part in row_blocks(*rows.shape):
+            with numpy.errstate(over="ignore"):
+                self.function(rows[part, :width], out[part])
+            out[part] *= rows[part, width:]
+
+    def gradient_into(self, rows: Any, dy: Any, dx: Any) -> None:
+        width = dy.shape[1]
+        held = scratch(len(rows), width, rows.dtype, 3)
+        for part in row_blocks(len(rows), width):
+            first, *others = (b[: part.stop - part.start] for b in held)
+            gate, up, dgate, dup = (
+                y[part, half] for y in (rows, dx) for half in (slice(width), slice(width, None))
+            )
+            with numpy.errstate(over="ignore"):
+                self.slope(gate, first, *others)
+                first *= up
+                numpy.multiply(first, dy[part], out=dgate)
+                self.function(gate, first)
+            numpy.multiply(first, dy[part], out=dup)
 
 
 def _plan(function: Callable[[Any, Any], None], gated: bool) -> Callable[[Any, Any], Any]:
@@ -170,6 +172,15 @@ PLANNED = {
 }
 
 
+ACTIVATIONS = {
+    "relu": _Simple(_relu, _relu_slope),
+    "silu": _Simple(_silu, _silu_slope),
+    "gelu_tanh": _Simple(_gelu_tanh, _gelu_tanh_slope),
+    "swiglu": _Gated(_silu, _silu_slope),
+    "geglu": _Gated(_gelu_tanh, _gelu_tanh_slope),
+}
+
+
 def _alone(name: str) -> Callable[..., Any]:
     """The plan of an activation that is an operation of its own: of one token."""
 
@@ -181,12 +192,6 @@ def _alone(name: str) -> Callable[..., Any]:
     return plan
 
 
-relu.maker("cpu", _simple(_relu), _simple_backward(_relu_slope), plain, _alone("relu"))
-silu.maker("cpu", _simple(_silu), _simple_backward(_silu_slope), plain, _alone("silu"))
-gelu_tanh.maker(
-    "cpu", _simple(_gelu_tanh), _simple_backward(_gelu_tanh_slope), plain, _alone("gelu_tanh")
-)
-swiglu.maker("cpu", _gated(_silu), _gated_backward(_silu, _silu_slope), plain, _alone("swiglu"))
-geglu.maker(
-    "cpu", _gated(_gelu_tanh), _gated_backward(_gelu_tanh, _gelu_tanh_slope), plain, _alone("geglu")
-)
+for _operation in (relu, silu, gelu_tanh, swiglu, geglu):
+    _own = ACTIVATIONS[_operation.name]
+    _operation.maker("cpu", _own.forward, _own.backward, plain, _alone(_operation.name))

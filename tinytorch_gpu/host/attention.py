@@ -22,6 +22,7 @@ from ..quantized.cache import EightBit
 from ..special import append_rows
 from .buffers import plain
 from .rotary import turn
+from .threads import share, split
 
 # Queries per block: enough rows for the matrix product, and little of a causal block is hidden.
 QUERIES = 128
@@ -62,10 +63,11 @@ class _Scores:
         )
         self._scratch: dict[str, Any] = {}
 
-    def blocks(self) -> Iterator[_Block]:
-        """All queries, a block at a time; of a block that sees nothing the keys are empty."""
+    def blocks(self, part: slice) -> Iterator[_Block]:
+        """All queries of rows of the batch, a block at a time; of a block that sees nothing the keys
+        are empty."""
         rows, keys = self.q.shape[1], self.k.shape[1]
-        for (length, start), same in self._runs():
+        for (length, start), same in self._runs(part):
             for first in range(0, rows, QUERIES):
                 queries = slice(first, min(first + QUERIES, rows))
                 high = max(0, min(length, keys, start + queries.stop if self.causal else keys))
@@ -75,10 +77,10 @@ class _Scores:
                 for part, heads in self._shares(same, max(1, SCORES // each)):
                     yield _Block(part, queries, heads, span, start + first)
 
-    def _runs(self) -> Iterator[tuple[tuple[int, int], slice]]:
-        """The rows of the batch that follow each other with one (length, start)."""
-        first = 0
-        for key, run in itertools.groupby(zip(self.lengths, self.starts, strict=True)):
+    def _runs(self, part: slice) -> Iterator[tuple[tuple[int, int], slice]]:
+        """Rows of the batch that follow each other with one (length, start)."""
+        first = part.start
+        for key, run in itertools.groupby(zip(self.lengths[part], self.starts[part], strict=True)):
             stop = first + len(list(run))
             yield key, slice(first, stop)
             first = stop
@@ -183,15 +185,25 @@ def _forward(
     out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
     lse = numpy.empty((batch, heads, rows, 1), q.dtype)
     by_token = lse.transpose(0, 2, 1, 3)
-    scores = _Scores(inputs, causal, scale, window)
-    for block in scores.blocks():
-        mixed, sums = scores.by_head(out, block), scores.by_head(by_token, block)
-        if block.keys.start == block.keys.stop:
-            mixed[...], sums[...] = 0, numpy.inf
-        else:
-            values = v[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3)
-            _attend(scores.of(block)[1], values, mixed, sums)
+
+    def one(part: slice) -> None:
+        scores = _Scores(inputs, causal, scale, window)
+        for block in scores.blocks(part):
+            mixed, sums = scores.by_head(out, block), scores.by_head(by_token, block)
+            if block.keys.start == block.keys.stop:
+                mixed[...], sums[...] = 0, numpy.inf
+            else:
+                values = v[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3)
+                _attend(scores.of(block)[1], values, mixed, sums)
+
+    share(one, batch_parts(q, k))
     return out, (inputs, out, lse)
+
+
+def batch_parts(q: Any, k: Any) -> list[slice]:
+    """Rows of the batch for threads to share, where they have enough scores."""
+    batch, rows, heads, _ = q.shape
+    return split(batch, batch * rows * heads * k.shape[1] >> 16)
 
 
 def _attend(scores: Any, values: Any, out: Any, lse: Any) -> None:
@@ -245,39 +257,47 @@ def _backward(
 ) -> Any:  # fmt: skip
     inputs, _, lse = residuals
     q, k, v, *_ = inputs
-    dq, dk, dv = _side_by_side(q, k, v)
-    by_token = lse.transpose(0, 2, 1, 3)
-    scores = _Scores(inputs, causal, scale, window)
-    for block in scores.blocks():
-        if block.keys.start == block.keys.stop:
-            scores.by_head(dq, block)[...] = 0
-            continue
-        queries, weights = scores.of(block)
-        weights -= scores.by_head(by_token, block)
-        numpy.exp(weights, out=weights)
-        missing = _missing(weights)
-        dy = scores.stacked(dout, block, "dout", missing)
-        weights, missing = (x.reshape(*x.shape[:2], -1, x.shape[4]) for x in (weights, missing))
-        known, values, dknown, dvalues = (
-            x[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3) for x in (k, v, dk, dv)
-        )
-        _add_product(weights.swapaxes(2, 3), dy, dvalues, block)
-        dscores = scores.buffer("dscores", *weights.shape)
-        numpy.matmul(dy, values.swapaxes(2, 3), out=dscores)
-        # The mean of these by the weights: where one weight is nearly 1 it must cancel its own.
-        dscores -= numpy.vecdot(dscores, weights)[..., None] * missing
-        dscores *= weights
-        if not scores.exact:  # else the queries are scaled
-            dscores *= scores.scale
-        _add_product(dscores.swapaxes(2, 3), queries, dknown, block)
-        own = scores.by_head(dq, block)
-        if scores.groups == 1:
-            numpy.matmul(dscores, known, out=own[:, :, 0])
-        else:
-            own[...] = numpy.matmul(dscores, known).reshape(own.shape)
-        if scores.exact:
-            own *= scores.scale
-    return dq, dk, dv, None, None, None, None, None
+    gradients, by_token = _side_by_side(q, k, v), lse.transpose(0, 2, 1, 3)
+
+    def one(part: slice) -> None:
+        scores = _Scores(inputs, causal, scale, window)
+        for block in scores.blocks(part):
+            if block.keys.start < block.keys.stop:
+                _go_back(scores, block, v, by_token, dout, *gradients)
+
+    share(one, batch_parts(q, k))
+    return *gradients, None, None, None, None, None
+
+
+def _go_back(
+    scores: _Scores, block: _Block, v: Any, lse: Any, dout: Any, dq: Any, dk: Any, dv: Any
+) -> None:
+    """Write the gradient of a block's queries, and add to those of the keys and values it sees."""
+    queries, weights = scores.of(block)
+    weights -= scores.by_head(lse, block)
+    numpy.exp(weights, out=weights)
+    missing = _missing(weights)
+    dy = scores.stacked(dout, block, "dout", missing)
+    weights, missing = (x.reshape(*x.shape[:2], -1, x.shape[4]) for x in (weights, missing))
+    known, values, dknown, dvalues = (
+        x[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3) for x in (scores.k, v, dk, dv)
+    )
+    _add_product(weights.swapaxes(2, 3), dy, dvalues, block)
+    dscores = scores.buffer("dscores", *weights.shape)
+    numpy.matmul(dy, values.swapaxes(2, 3), out=dscores)
+    # The mean of these by the weights: where one weight is nearly 1 it must cancel its own.
+    dscores -= numpy.vecdot(dscores, weights)[..., None] * missing
+    dscores *= weights
+    if not scores.exact:  # else the queries are scaled
+        dscores *= scores.scale
+    _add_product(dscores.swapaxes(2, 3), queries, dknown, block)
+    own = scores.by_head(dq, block)
+    if scores.groups == 1:
+        numpy.matmul(dscores, known, out=own[:, :, 0])
+    else:
+        own[...] = numpy.matmul(dscores, known).reshape(own.shape)
+    if scores.exact:
+        own *= scores.scale
 
 
 def _side_by_side(q: Any, k: Any, v: Any) -> list[Any]:

@@ -6,15 +6,20 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name, is_half
-from ..core.op import OPS, Maker, needed
+from ..core.op import OPS, needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from ..quantized import QuantizedMatrix
-from .activation import PLANNED
+from .activation import ACTIVATIONS, PLANNED
 from .buffers import column_sums, plain, rows_of
+from .threads import row_parts, share, split
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
 FEW_ROWS = 8
+# Columns of the result of a product that a thread should have at least.
+COLUMNS = 32
+# Values of the gradients of a weight that several parts have at a time.
+APART = 1 << 19
 # A 16-bit weight is widened this many values at a time, into one buffer.
 WIDENED = 1 << 18
 
@@ -36,31 +41,74 @@ def _forward(
     *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
     rows = rows_of(x)
-    if isinstance(weight, QuantizedMatrix):
-        out = _product_of_blocks(rows, weight)
-    elif weight.dtype == x.dtype:
-        out = _product(rows, weight)
+    added = None if residual is None else rows_of(residual)
+    dense = not isinstance(weight, QuantizedMatrix) and weight.dtype == x.dtype
+    parts = row_parts(len(rows)) if dense else []
+    if len(parts) > 1:
+        inner, out = _shared(rows, weight, bias, added, activation, parts)
     else:
-        out = _product_of_half(rows, weight)
-    if bias is not None:
-        out += bias
-    inner = None
-    if activation is not None:
-        inner, out = out, _activate(activation, out)
+        inner, out = _whole(rows, weight, bias, added, activation)
     out = out.reshape(*x.shape[:-1], out.shape[-1])
-    if residual is not None:
-        out += residual
     if not grad_enabled():
         return out, None
-    if inner is not None:
-        inner = inner.reshape(*x.shape[:-1], inner.shape[-1])
+    inner = None if activation is None else inner.reshape(*x.shape[:-1], inner.shape[-1])
     kept = x if needed(needs, 1) else None
     bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
     return out, (kept, weight, bias_dtype, inner, residual)
 
 
-def _activate(activation: str, rows: Any) -> Any:
-    return _maker(activation).forward(rows)[0]
+def _whole(rows: Any, weight: Any, bias: Any, added: Any, activation: str | None) -> Any:
+    """What the activation has been applied to, and the result, (N, out) both."""
+    if isinstance(weight, QuantizedMatrix):
+        inner = _product_of_blocks(rows, weight)
+    elif weight.dtype == rows.dtype:
+        inner = _product(rows, weight)
+    else:
+        inner = _product_of_half(rows, weight)
+    if bias is not None:
+        inner += bias
+    out = inner
+    if activation is not None:
+        out = _result(activation, inner)
+        _activate(activation, inner, out)
+    if added is not None:
+        out += added
+    return inner, out
+
+
+def _shared(
+    rows: Any, weight: Any, bias: Any, added: Any, activation: str | None, parts: list[slice]
+) -> Any:
+    """The same, each part from the product to the end while it is in cache."""
+    inner = numpy.empty((len(rows), weight.shape[0]), rows.dtype)
+    out = inner if activation is None else _result(activation, inner)
+
+    def one(part: slice) -> None:
+        numpy.matmul(rows[part], weight.T, out=inner[part])
+        if bias is not None:
+            inner[part] += bias
+        if activation is not None:
+            _activate(activation, inner[part], out[part])
+        if added is not None:
+            out[part] += added[part]
+
+    share(one, parts)
+    return inner, out
+
+
+def _result(activation: str, inner: Any) -> Any:
+    """Where the activation of ``inner`` (N, C) goes."""
+    own = ACTIVATIONS.get(activation)
+    width = inner.shape[1] if own is None else own.width(inner.shape[1])
+    return numpy.empty((len(inner), width), inner.dtype)
+
+
+def _activate(activation: str, inner: Any, out: Any) -> None:
+    own = ACTIVATIONS.get(activation)
+    if own is not None:
+        own.into(inner, out)
+    else:
+        out[...] = OPS[activation].reference(inner)[0]
 
 
 def _product(rows: Any, weight: Any) -> Any:
@@ -128,15 +176,67 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs:
     blocked = isinstance(weight, QuantizedMatrix)
     if not blocked and weight.dtype != dout.dtype:
         return linear.differentiate(residuals, dout, activation=activation)
-    dy = rows_of(dout)
+    before = dy = rows_of(dout)
     if activation is not None:
-        dy = _activation_gradient(activation, rows_of(inner), dy)
-    dx = _back_through_blocks(dy, weight) if blocked else numpy.matmul(dy, weight)
+        inner = rows_of(inner)
+        dy = numpy.empty(inner.shape, dout.dtype)
+    dx, parts = numpy.empty((len(dy), weight.shape[1]), dout.dtype), row_parts(len(dy))
+    rows: Any = None if blocked or x is None else rows_of(x)
+    # Where it is small each part has its own gradient of the weight, while its rows are in cache.
+    apart = rows is not None and len(parts) > 1 and len(parts) * weight.size <= APART
+    sums = [_Sums(weight, rows, bias_dtype) for _ in (parts if apart else parts[:1])]
+
+    def one(part: slice) -> None:
+        if activation is not None:
+            _activation_gradient(activation, inner[part], before[part], dy[part])
+        if not blocked:
+            numpy.matmul(dy[part], weight, out=dx[part])
+        if apart:
+            sums[parts.index(part)].fill(dy[part], rows[part])
+
+    share(one, parts)
+    total = sums[0]
+    if apart:
+        for other in sums[1:]:
+            total.add(other)
+    else:
+        columns = split(weight.shape[0], weight.shape[0] // COLUMNS)
+        share(lambda part: total.fill(dy, rows, part), columns)
+    if blocked:
+        dx = _back_through_blocks(dy, weight)
     dx = dx.reshape(*dout.shape[:-1], weight.shape[1])
-    dweight = None if blocked or x is None else _weight_gradient(rows_of(x), weight, dy)
-    dbias = None if bias_dtype is None else column_sums(dy).astype(bias_dtype, copy=False)
     dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
-    return dx, dweight, dbias, dresidual
+    return dx, total.weight, total.bias, dresidual
+
+
+class _Sums:
+    """The gradients of a weight, which lies in memory as the weight does, since an optimizer goes through
+    both at once, and of a bias, where they are wanted."""
+
+    def __init__(self, weight: Any, rows: Any, bias_dtype: Any):
+        self.weight: Any = None
+        self.bias: Any = None
+        if rows is not None:
+            self.by_row = weight.flags.c_contiguous
+            self.weight = numpy.empty(weight.shape, rows.dtype, order="C" if self.by_row else "F")
+        if bias_dtype is not None:
+            self.bias = numpy.empty(weight.shape[0], bias_dtype)
+
+    def fill(self, dy: Any, rows: Any, part: slice = slice(None)) -> None:
+        """Those of some rows of the weight, for the gradients ``dy`` (N, out) of the product."""
+        if self.weight is not None:
+            if self.by_row:
+                numpy.matmul(dy.T[part], rows, out=self.weight[part])
+            else:
+                numpy.matmul(rows.T, dy[:, part], out=self.weight.T[:, part])
+        if self.bias is not None:
+            self.bias[part] = column_sums(dy[:, part])
+
+    def add(self, other: "_Sums") -> None:
+        """Add those of other rows."""
+        self.weight += other.weight
+        if self.bias is not None:
+            self.bias += other.bias
 
 
 def _back_through_blocks(dy: Any, weight: QuantizedMatrix) -> Any:
@@ -146,24 +246,12 @@ def _back_through_blocks(dy: Any, weight: QuantizedMatrix) -> Any:
     return dx
 
 
-def _weight_gradient(rows: Any, weight: Any, dy: Any) -> Any:
-    """It lies in memory as the weight does: an optimizer goes through both at once."""
-    if weight.flags.c_contiguous:
-        return numpy.matmul(dy.T, rows)
-    dweight = numpy.empty(weight.shape, rows.dtype, order="F")
-    numpy.matmul(rows.T, dy, out=dweight.T)
-    return dweight
-
-
-def _activation_gradient(activation: str, inner: Any, dy: Any) -> Any:
-    backward = _maker(activation).backward
-    return (backward or OPS[activation].differentiate)((inner,), dy)[0]
-
-
-def _maker(activation: str) -> Maker:
-    """How an activation is done: the last maker takes all that a linear map of this file makes."""
-    operation = OPS[activation]
-    return operation.makers.get("cpu", [Maker(operation.reference, None, None)])[-1]
+def _activation_gradient(activation: str, inner: Any, dy: Any, dx: Any) -> None:
+    own = ACTIVATIONS.get(activation)
+    if own is not None:
+        own.gradient_into(inner, dy, dx)
+    else:
+        dx[...] = OPS[activation].differentiate((inner,), dy)[0]
 
 
 def _vector_product(a: Any, b: Any, out: Any) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy
 
 from ..ops import cross_entropy
-from .buffers import plain, row_blocks, scratch
+from .buffers import plain, row_blocks
+from .threads import share
 
 
 def _accepts(logits: Any, targets: Any, **options: Any) -> bool:
@@ -19,37 +20,41 @@ def _forward(
     counted = targets != ignore_index
     safe = numpy.where(counted, targets, numpy.zeros_like(targets))
     lse = numpy.empty((rows, 1), logits.dtype)
-    (buffer,) = scratch(rows, classes, logits.dtype, 1)
-    for part in row_blocks(rows, classes, buffer.size):
-        powers = buffer[: part.stop - part.start]
+
+    def one(part: slice) -> None:
         top = logits[part].max(axis=1, keepdims=True)
-        numpy.subtract(logits[part], top, out=powers)
+        powers = numpy.subtract(logits[part], top)
         numpy.exp(powers, out=powers)
         lse[part] = top + numpy.log(powers.sum(axis=1, keepdims=True))
+
+    share(one, row_blocks(rows, classes))
     chosen = numpy.take_along_axis(logits, safe[:, None], axis=1)
     loss = lse - (1 - label_smoothing) * chosen
     if label_smoothing:
         loss -= label_smoothing * logits.mean(axis=1, keepdims=True)
-    share = counted.astype(logits.dtype)
-    total = share.sum()
+    weight = counted.astype(logits.dtype)
+    total = weight.sum()
     count = numpy.maximum(total, numpy.ones_like(total))
-    return (loss[:, 0] * share).sum() / count, (logits, safe, share / count, lse)
+    return (loss[:, 0] * weight).sum() / count, (logits, safe, weight / count, lse)
 
 
 def _backward(
     residuals: Any, dout: Any, *, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> Any:
-    logits, targets, share, lse = residuals
+    logits, targets, weight, lse = residuals
     rows, classes = logits.shape
-    factor = (share * dout)[:, None]
+    factor = (weight * dout)[:, None]
     gradient = numpy.empty((rows, classes), logits.dtype)
-    for part in row_blocks(rows, classes):
+
+    def one(part: slice) -> None:
         block = numpy.subtract(logits[part], lse[part], out=gradient[part])
         numpy.exp(block, out=block)
         block[numpy.arange(len(block)), targets[part]] -= 1 - label_smoothing
         if label_smoothing:
             block -= label_smoothing / classes
         block *= factor[part]
+
+    share(one, row_blocks(rows, classes))
     return gradient, None
 
 

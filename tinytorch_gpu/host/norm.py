@@ -7,7 +7,14 @@ import numpy
 
 from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from .buffers import BLOCK, column_sums, plain, row_blocks, rows_of, scratch
+from .buffers import column_sums, plain, row_blocks, rows_of
+from .threads import share
+
+
+def _parts(rows: Any) -> list[slice]:
+    """Blocks for threads to share, or all rows where those would be but two short ones."""
+    blocks = list(row_blocks(*rows.shape))
+    return blocks if len(blocks) > 2 else [slice(0, len(rows))]
 
 
 def _row_norms(rows: Any) -> Any:
@@ -24,14 +31,17 @@ def _average(rows: Any) -> Any:
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     rows = rows_of(x)
     out = numpy.empty(rows.shape, x.dtype)
-    mean = rows.mean(axis=1, keepdims=True)
-    rstd = numpy.empty_like(mean)
-    for part in row_blocks(*rows.shape):
+    mean, rstd = (numpy.empty((len(rows), 1), x.dtype) for _ in range(2))
+
+    def one(part: slice) -> None:
+        rows[part].mean(axis=1, keepdims=True, out=mean[part])
         centred = numpy.subtract(rows[part], mean[part], out=out[part])
         rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / rows.shape[1] + eps)
         centred *= rstd[part]
         centred *= weight
         centred += bias
+
+    share(one, _parts(rows))
     per_row = (*x.shape[:-1], 1)
     return out.reshape(x.shape), (x, weight, mean.reshape(per_row), rstd.reshape(per_row))
 
@@ -49,10 +59,13 @@ def _rms(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     rows = rows_of(x)
     out = numpy.empty(rows.shape, x.dtype)
     rstd = numpy.empty((rows.shape[0], 1), x.dtype)
-    for part in row_blocks(*rows.shape):
+
+    def one(part: slice) -> None:
         rstd[part] = 1 / numpy.sqrt(_row_norms(rows[part]) / width + eps)
         scaled = numpy.multiply(rows[part], rstd[part], out=out[part])
         scaled *= weight
+
+    share(one, _parts(rows))
     return out.reshape(x.shape), (x, weight, rstd.reshape(*x.shape[:-1], 1))
 
 
@@ -71,39 +84,44 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
 def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
     x, weight, mean, rstd = residuals
     rows, dy, mean, rstd = rows_of(x), rows_of(dout), mean.reshape(-1, 1), rstd.reshape(-1, 1)
-    dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
-    weighted = weight[:, None] * _average(rows)
-    held = scratch(len(rows), rows.shape[1], x.dtype, 2, BLOCK)
-    for part in row_blocks(*rows.shape):
-        normed, work = (b[: part.stop - part.start] for b in held)
-        numpy.subtract(rows[part], mean[part], out=normed)
+    dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
+    parts = _parts(rows)
+    sums = numpy.zeros((len(parts), 2, rows.shape[1]), x.dtype)  # gradients of weight and bias
+
+    def one(part: slice) -> None:
+        found = sums[parts.index(part)]
+        normed = numpy.subtract(rows[part], mean[part])
         normed *= rstd[part]
-        numpy.multiply(dy[part], normed, out=work)
-        dweight += column_sums(work)
+        product = dy[part] * normed
+        found[0], found[1] = column_sums(product), column_sums(dy[part])
         change = numpy.multiply(dy[part], weight, out=dx[part])
         change -= dy[part] @ weighted
-        normed *= work @ weighted
+        normed *= product @ weighted
         change -= normed
         change *= rstd[part]
-    return dx.reshape(x.shape), dweight, column_sums(dy)
+
+    share(one, parts)
+    return dx.reshape(x.shape), *sums.sum(axis=0)
 
 
 def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
     x, weight, rstd = residuals
     rows, dy, rstd = rows_of(x), rows_of(dout), rstd.reshape(-1, 1)
-    dx, dweight = numpy.empty(rows.shape, x.dtype), numpy.zeros(rows.shape[1], x.dtype)
-    weighted = weight[:, None] * _average(rows)
-    held = scratch(len(rows), rows.shape[1], x.dtype, 2, BLOCK)
-    for part in row_blocks(*rows.shape):
-        normed, work = (b[: part.stop - part.start] for b in held)
-        numpy.multiply(rows[part], rstd[part], out=normed)
-        numpy.multiply(dy[part], normed, out=work)
-        dweight += column_sums(work)
+    dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
+    parts = _parts(rows)
+    sums = numpy.zeros((len(parts), rows.shape[1]), x.dtype)  # gradients of the weight
+
+    def one(part: slice) -> None:
+        normed = numpy.multiply(rows[part], rstd[part])
+        product = dy[part] * normed
+        sums[parts.index(part)] = column_sums(product)
         change = numpy.multiply(dy[part], weight, out=dx[part])
-        normed *= work @ weighted
+        normed *= product @ weighted
         change -= normed
         change *= rstd[part]
-    return dx.reshape(x.shape), dweight
+
+    share(one, parts)
+    return dx.reshape(x.shape), sums.sum(axis=0)
 
 
 def _add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:

@@ -8,6 +8,7 @@ import numpy
 
 from ..ops import adamw, gradient_norm, sgd
 from .buffers import flat_views, plain
+from .threads import share, split
 
 # Values of a chunk, which has four arrays and two buffers.
 CHUNK = 1 << 15
@@ -26,17 +27,12 @@ def _beside(param: Any, grad: Any) -> Any:
     )  # fmt: skip
 
 
-def _chunks(arrays: tuple[Any, ...], dtype: Any) -> Iterator[list[Any]]:
-    """The same part of arrays that lie in memory the same way (None stays None), and of two buffers
-    of ``dtype``."""
+def _chunks(arrays: tuple[Any, ...]) -> Iterator[list[Any]]:
+    """The same parts of arrays that lie in memory the same way (None stays None), as 1-D views."""
     views = flat_views(*arrays)
     assert views is not None, "accepts() has seen to it"
-    size = views[0].size
-    held = [numpy.empty(min(CHUNK, size), dtype) for _ in range(2)]
-    for start in range(0, size, CHUNK):
-        stop = min(start + CHUNK, size)
-        parts = [x if x is None else x[start:stop] for x in views]
-        yield [*parts, *(x[: stop - start] for x in held)]
+    for start in range(0, views[0].size, CHUNK):
+        yield [x if x is None else x[start : start + CHUNK] for x in views]
 
 
 def _adamw_accepts(
@@ -48,36 +44,61 @@ def _adamw_accepts(
 
 def _adamw(
     param: Any, grad: Any, first: Any, second: Any, master: Any, rate: Any, step: Any, scale: Any,
-    *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
+    **options: float,
 ) -> Any:  # fmt: skip
+    adamw_many([(param, grad, first, second, master)], rate, step, scale, **options)
+    return param
+
+
+def adamw_accepts(arrays: tuple[Any, ...]) -> bool:
+    """Whether ``adamw_many`` steps a (param, grad, first, second, master)."""
+    param, _, *state = arrays
+    return _state_fits(param, state[-1], *state[:-1])
+
+
+def adamw_many(
+    tensors: list[tuple[Any, ...]], rate: Any, step: Any, scale: Any,
+    *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
+) -> None:  # fmt: skip
+    """``adamw`` of many (param, grad, first, second, master), their chunks shared among threads."""
     if scale == 0:
-        return param
-    real = first.dtype.type
+        return
     rate, scale = rate.item(), scale.item()
     first_share, second_share = _reached(beta1, int(step)), _reached(beta2, int(step))
     # Factors of whole arrays are gathered: what is left is few passes over them.
     to_first, to_second = scale * (1 - beta1), scale * math.sqrt(1 - beta2)
-    grown, shrunk = second_share**-0.5, rate / first_share
-    arrays = (param, _beside(param, grad), first, second, master)
-    for w, g, m, v, wide, change, work in _chunks(arrays, first.dtype):
-        m *= beta1
-        m += numpy.multiply(g, real(to_first), out=work, dtype=real)
-        v *= beta2
-        numpy.multiply(g, real(to_second), out=work, dtype=real)
-        work *= work
-        v += work
-        numpy.sqrt(v, out=work)
-        work *= grown
-        work += eps
-        numpy.divide(m, work, out=change)
-        change *= shrunk
-        weights = w if wide is None else wide
-        if weight_decay:
-            change += numpy.multiply(weights, rate * weight_decay, out=work)
-        weights -= change
-        if wide is not None:
-            w[...] = wide
-    return param
+    grown, shrunk, decay = second_share**-0.5, rate / first_share, rate * weight_decay
+    chunks = [
+        chunk
+        for param, grad, *state in tensors
+        for chunk in _chunks((param, _beside(param, grad), *state))
+    ]
+
+    def one(part: slice) -> None:
+        real = chunks[0][2].dtype.type
+        size = max(len(chunk[0]) for chunk in chunks[part])
+        held = [numpy.empty(size, real) for _ in range(2)]
+        for w, g, m, v, wide in chunks[part]:
+            change, work = (x[: len(w)] for x in held)
+            m *= beta1
+            m += numpy.multiply(g, real(to_first), out=work, dtype=real)
+            v *= beta2
+            numpy.multiply(g, real(to_second), out=work, dtype=real)
+            work *= work
+            v += work
+            numpy.sqrt(v, out=work)
+            work *= grown
+            work += eps
+            numpy.divide(m, work, out=change)
+            change *= shrunk
+            weights = w if wide is None else wide
+            if decay:
+                change += numpy.multiply(weights, decay, out=work)
+            weights -= change
+            if wide is not None:
+                w[...] = wide
+
+    share(one, split(len(chunks), len(chunks) // 2))
 
 
 def _reached(beta: float, step: int) -> float:
@@ -102,7 +123,9 @@ def _sgd(
     real = rate.dtype.type
     rate, scale = real(rate.item()), real(scale.item())
     arrays = (param, _beside(param, grad), velocity, master)
-    for w, g, fresh, wide, scaled, work in _chunks(arrays, rate.dtype):
+    held = [numpy.empty(min(CHUNK, param.size), real) for _ in range(2)]
+    for w, g, fresh, wide in _chunks(arrays):
+        scaled, work = (x[: len(w)] for x in held)
         weights = w if wide is None else wide
         numpy.multiply(g, scale, out=scaled, dtype=real)
         if weight_decay:
@@ -123,18 +146,21 @@ def _sgd(
 
 
 def _gradient_norm(*grads: Any) -> Any:
-    total = sum(_squares(grad) for grad in grads)
-    return numpy.sqrt(total)
+    """The root of the sum of squares, products of chunks with themselves; few numbers are added at a
+    time, for the rounding errors."""
+    chunks = [chunk for grad in grads for (chunk,) in _chunks((_dense(grad),))]
+    sums = numpy.empty(len(chunks), grads[0].dtype)
+
+    def one(part: slice) -> None:
+        for i in range(part.start, part.stop):
+            sums[i] = numpy.dot(chunks[i], chunks[i])
+
+    share(one, split(len(chunks), len(chunks) // 8))
+    return numpy.sqrt(sums.sum())
 
 
-def _squares(grad: Any) -> Any:
-    """The sum of squares, a product with itself; chunk by chunk, for its rounding errors."""
-    views = flat_views(grad)
-    flat = grad.reshape(-1) if views is None else views[0]
-    if flat.size <= CHUNK:
-        return numpy.dot(flat, flat)
-    parts = [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
-    return numpy.sum([numpy.dot(x, x) for x in parts], dtype=grad.dtype)
+def _dense(grad: Any) -> Any:
+    return grad if flat_views(grad) else numpy.ascontiguousarray(grad)
 
 
 adamw.maker("cpu", _adamw, accepts=_adamw_accepts)

@@ -9,9 +9,11 @@ back to.
 import math
 from collections.abc import Callable
 
-from ..host.attention import QUERIES, SCORES
-from ..host.buffers import SMALL
+from ..host.attention import QUERIES, SCORES, batch_parts
+from ..host.buffers import BLOCK
+from ..host.linear import APART
 from ..host.optimizer import CHUNK
+from ..host.threads import row_parts, threads
 from .calls import Array, Call
 
 # A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
@@ -41,7 +43,7 @@ def update_workspace(weights: list[Array], where: str = "cpu") -> int:
         return 0
     if largest.width < 4:
         return 8 * largest.size
-    return round(2 * largest.width * min(CHUNK, largest.size))
+    return round(2 * largest.width * min(CHUNK, largest.size)) * threads()
 
 
 def _first(call: Call) -> Array:
@@ -67,16 +69,27 @@ def _linear_back(call: Call) -> int:
     assert weight is not None
     inner = call.keeps[0].nbytes if activation else 0
     own = inner * (GELU_BACK if activation == "gelu" else 1)
-    return own + (8 * weight.size if weight.width < 4 else 0)
+    if weight.width < 4:
+        return own + 8 * weight.size
+    x = _first(call)
+    parts, block = row_parts(x.size // x.shape[-1]), 0
+    if activation and activation != "gelu":
+        rows = parts[0].stop * weight.shape[0]
+        block = round(2 * min(rows, BLOCK) * x.width) * min(threads(), len(parts))
+    apart = len(parts) > 1 and len(parts) * weight.size <= APART
+    return own + block + ((len(parts) - 1) * weight.nbytes if apart else 0)
 
 
 def _block(call: Call, keys: int) -> tuple[int, int, int]:
-    """(scores of a block, its heads times queries, its key heads) of the native attention over ``keys``."""
+    """(scores, heads times queries, key heads) of the blocks that are worked on at a time in the attention over
+    ``keys``: of several rows of the batch, or of a part of one."""
     q, k = call.arrays[:2]
     assert q is not None and k is not None
-    rows, groups = min(q.shape[1], QUERIES), q.shape[2] // k.shape[2]
+    rows, groups, kv_heads = min(q.shape[1], QUERIES), q.shape[2] // k.shape[2], k.shape[2]
     each = groups * rows * max(keys, 1)
-    together = max(1, min(k.shape[2], SCORES // each))
+    count, parts = max(1, SCORES // each), batch_parts(q, k)
+    together = min(kv_heads, count) * max(1, min(parts[0].stop, count // kv_heads))
+    together *= min(threads(), len(parts))
     return together * each, together * groups * rows, together
 
 
@@ -132,7 +145,7 @@ def _loss(call: Call) -> int:
     """A block of rows of the logits."""
     logits = _first(call)
     rows, classes = logits.shape
-    return math.ceil(min(rows, max(1, SMALL // classes)) * classes * logits.width)
+    return math.ceil(min(rows, max(1, BLOCK // classes)) * classes * logits.width)
 
 
 def _rotary(call: Call) -> int:

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import ops
-from ..backend import DEVICES, dtype_name, is_half, kind, namespace, to_numpy
+from .. import nvtx, ops
 from ..backend import assign as copy_into
 from ..backend import dtype as named_dtype
+from ..backend import dtype_name, is_half, kind, namespace, to_numpy
 from ..core.module import Module
 from ..core.tensor import Parameter, Tensor
 
@@ -211,13 +211,15 @@ class AdamW(_Optimizer):
                       rate, self.count, scale, **options)  # fmt: skip
 
     def _many(self, given: Any, group: _Group, rate: Any, scale: Any, options: Any) -> bool:
-        """All in one launch, where there is a kernel for it."""
-        if kind(given[0][1].data) not in DEVICES or dtype_name(given[0][1].dtype) == "float64":
+        """All at once, where there is a maker for it."""
+        arrays = [(p.data, p.grad.data, s["first"], s["second"], s.get("master"))
+                  for p, s in ((p, self.state[n]) for n, p in given)]  # fmt: skip
+        if kind(arrays[0][0]) == "cpu":
+            return self._many_on_cpu(arrays, rate, scale, options)
+        if dtype_name(given[0][1].dtype) == "float64":
             return False
         from ..cuda.optimizer import TensorTable, adamw_many
 
-        arrays = [(p.data, p.grad.data, s["first"], s["second"], s.get("master"))
-                  for p, s in ((p, self.state[n]) for n, p in given)]  # fmt: skip
         if not all(x.flags.c_contiguous for five in arrays for x in five if x is not None):
             return False
         # Addresses that are the same as before need no new table.
@@ -230,6 +232,15 @@ class AdamW(_Optimizer):
             held = None if masters[0] is None else masters
             self._tables[key] = places, TensorTable(params, grads, firsts, seconds, held)
         adamw_many(self._tables[key][1], rate, self.count, scale, **options)
+        return True
+
+    def _many_on_cpu(self, arrays: list[Any], rate: Any, scale: Any, options: Any) -> bool:
+        from ..host.optimizer import adamw_accepts, adamw_many
+
+        if not all(map(adamw_accepts, arrays)):
+            return False
+        with nvtx.span("op.adamw", "op", len(arrays)):
+            adamw_many(arrays, rate, self.count, scale, **options)
         return True
 
 

@@ -1,0 +1,162 @@
+"""Parts of an operation shared among threads.
+
+NumPy lets go of Python's lock inside its loops, and so does the BLAS, so that threads of one process work
+at a time. The BLAS's own threads help its products alone, and go on turning for a while after each one, in
+the way of any others: while parts are shared it has one thread, and the products are shared like the rest.
+There are as many threads as the BLAS is told to have (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS, threadpoolctl).
+"""
+
+import contextvars
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy.linalg
+
+# Rows that a product should have: with fewer, moving the matrix costs more than the product.
+ROWS = 96
+# Parts for each thread, so that one that comes late does fewer.
+PARTS = 2
+
+
+class _Blas:
+    """The number of threads of the BLAS that NumPy brought, where that can be told."""
+
+    def __init__(self) -> None:
+        self.get: Callable[[], int] = lambda: 1
+        self.set: Callable[[int], Any] = lambda count: None
+        try:
+            # Symbols of the libraries that it was linked with are found through it.
+            library = ctypes.CDLL(numpy.linalg._umath_linalg.__file__)
+        except (AttributeError, OSError):
+            return
+        for before, after in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+            names = (f"{before}openblas_{do}_num_threads{after}" for do in ("get", "set"))
+            found = [getattr(library, name, None) for name in names]
+            if all(found):
+                self.get, self.set = found  # type: ignore[assignment]
+                return
+
+
+class _Job:
+    """One operation's parts, taken one at a time by whoever is free."""
+
+    def __init__(self, work: Callable[[slice], None], parts: Iterable[slice]):
+        self.work, self.parts = work, iter(parts)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do parts until none is left."""
+        for part in self.parts:
+            self.work(part)
+
+
+class _Worker:
+    """A thread that waits for jobs."""
+
+    def __init__(self) -> None:
+        self.called, self.working = threading.Lock(), threading.Lock()
+        self.called.acquire()
+        self.job: tuple[_Job, contextvars.Context] | None = None
+        threading.Thread(target=self._serve, name="tinytorch_gpu.host", daemon=True).start()
+
+    def call(self, job: _Job) -> None:
+        """Ask for help with a job. One that is still on its way takes the new job then."""
+        self.job = job, contextvars.copy_context()  # with NumPy's errstate
+        if self.called.locked():
+            self.called.release()
+
+    def wait(self) -> None:
+        """Return when it does nothing. A job whose parts are all taken is left alone if it comes late."""
+        with self.working:
+            pass
+
+    def _serve(self) -> None:
+        while True:
+            self.called.acquire()
+            with self.working:
+                assert self.job is not None
+                job, context = self.job
+                try:
+                    context.run(job.run)
+                except BaseException as error:  # raised by who called
+                    job.error = error
+                self.job = None if self.job[0] is job else self.job
+                del job, context
+
+
+_blas = _Blas()
+_workers: list[_Worker] = []
+_sharing = threading.Lock()
+
+
+def _forget() -> None:
+    """A forked process has none of its parent's threads."""
+    global _sharing
+    _sharing = threading.Lock()
+    _workers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def threads() -> int:
+    """How many threads work at a time."""
+    return _blas.get()
+
+
+def set_threads(count: int) -> None:
+    """Have ``count`` threads from here on, the BLAS's included."""
+    _blas.set(count)
+
+
+def split(rows: int, most: int) -> list[slice]:
+    """Slices over ``rows`` for all threads to share alike, ``most`` of them at most."""
+    each = threads()
+    count = 1 if most < 2 else min(most, each * min(PARTS, max(1, most // each)))
+    step = -(-rows // count) or 1
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def row_parts(rows: int) -> list[slice]:
+    """The same over rows of a product."""
+    return split(rows, rows // ROWS)
+
+
+def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice]) -> None:
+    """Call ``work`` for each of ``parts``, in several threads where there are several parts.
+
+    ``work`` must write to its own part of anything only. Inside another ``share``, and while another thread is
+    in one, the parts are done one after the other.
+    """
+    listed: Sequence[slice] = list(parts)
+    count = threads() if len(listed) > 1 else 1
+    if count < 2 or not _sharing.acquire(blocking=False):
+        for part in listed:
+            work(part)
+        return
+    try:
+        _blas.set(1)
+        _share(_Job(work, listed), min(count, len(listed)) - 1)
+    finally:
+        _blas.set(count)
+        _sharing.release()
+
+
+def _share(job: _Job, helpers: int) -> None:
+    while len(_workers) < helpers:
+        _workers.append(_Worker())
+    for worker in _workers[:helpers]:
+        worker.call(job)
+    try:
+        job.run()
+    finally:
+        for part in job.parts:  # after an error or Ctrl-C, nobody begins another
+            del part
+        for worker in _workers[:helpers]:
+            worker.wait()
+    if job.error is not None:
+        raise job.error
