@@ -151,6 +151,19 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "versions": versions, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
 
+def with_saved(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, and from the saved one the formats that were not measured now, if it is of the same model,
+    text, machine and versions."""
+    if not RESULT.exists():
+        return result
+    saved = json.loads(RESULT.read_text(encoding="utf-8"))
+    if any(saved[key] != result[key] for key in ("model", "tokens", "machine", "versions")):
+        return result
+    new = {row["format"] for row in result["rows"]}
+    rows = result["rows"] + [row for row in saved["rows"] if row["format"] not in new]
+    return result | {"rows": sorted(rows, key=lambda row: FORMATS.index(row["format"]))}
+
+
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
@@ -185,6 +198,7 @@ def main() -> None:
     result = measure(given)
     print(table(result))
     if given.save:
+        result = with_saved(result)
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         RESULT.with_suffix(".md").write_text(table(result), encoding="utf-8")
 
