@@ -149,7 +149,7 @@ def test_llama_in_every_format(tmp_path, kinds):
     file = open_model(path)
     assert file.config.kv_heads == 2
     assert not file.config.tie_embeddings
-    state = file.load("cpu").state_dict()
+    state = file.load("cpu", "float32").state_dict()
     for ours, theirs in [("ffn.w1", "ffn_up"), ("ffn.w_gate", "ffn_gate"), ("ffn.w2", "ffn_down"),
                          ("attention.w_v", "attn_v"), ("attention.w_o", "attn_output")]:  # fmt: skip
         np.testing.assert_array_equal(
@@ -182,7 +182,7 @@ def test_qwen_biases_and_norms(tmp_path):
     file = open_model(tmp_path / "2.gguf")
     assert file.config.qkv_bias
     assert not file.config.out_bias
-    state = file.load("cpu").state_dict()
+    state = file.load("cpu", "float32").state_dict()
     # Qwen's rows are not interleaved.
     np.testing.assert_array_equal(
         state["transformer_blocks.1.attention.w_k"].T, kept["blk.1.attn_k.weight"]
@@ -194,7 +194,7 @@ def test_qwen_biases_and_norms(tmp_path):
     kept = write_gguf(tmp_path / "3.gguf", "qwen3", layered(block, OUTER), "F32", **RMS)
     file = open_model(tmp_path / "3.gguf")
     assert file.config.qk_norm
-    state = file.load("cpu").state_dict()
+    state = file.load("cpu", "float32").state_dict()
     np.testing.assert_array_equal(
         state["transformer_blocks.0.attention.k_norm.gamma"], kept["blk.0.attn_k_norm.weight"]
     )
@@ -213,7 +213,7 @@ def test_gpt2(tmp_path):
     kept = write_gguf(path, "gpt2", layered(biased, outer), "Q4_1", layer_norm_eps=1e-5)
     file = open_model(path)
     assert (file.config.position, file.config.activation) == ("learned", "gelu_tanh")
-    state = file.load("cpu").state_dict()
+    state = file.load("cpu", "float32").state_dict()
     for i, which in enumerate("qkv"):
         rows = slice(64 * i, 64 * i + 64)
         attention = "transformer_blocks.1.attention."

@@ -16,7 +16,7 @@ ROWS = REFERENCE["rows"]
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Transformer:
-    return Transformer.from_pretrained(smollm2, device="cpu")
+    return Transformer.from_pretrained(smollm2, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["prompt"][:20])

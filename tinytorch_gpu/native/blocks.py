@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ..quantized import Blocks
+from ..quantized import MULTIPLIED, Blocks, is_blocked
 from .library import Operation, pointer
 
 _pack = Operation("pack_blocks", "2P3q")  # rows, packed; outs, width, format
@@ -18,6 +18,7 @@ FORMATS = {
     "float32": 0, "float16": 1, "bfloat16": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5, "q4_k": 6,
     "q5_k": 7, "q6_k": 8,
 }  # fmt: skip
+MULTIPLIED["cpu"].update(name for name in FORMATS if is_blocked(name))
 GROUP = 8  # rows that are interleaved
 LAYOUT = "interleaved by 8"
 
