@@ -3,22 +3,22 @@
 import contextlib
 import os
 
-_chosen_threads: int | None = None
+chosen: int | None = None  # by ``set_threads``
 
 
 def set_threads(count: int | None) -> None:
     """Use ``count`` threads on the CPU from now on; None is what the process is allowed."""
-    global _chosen_threads
+    global chosen
     if count is not None and count < 1:
         raise ValueError(f"threads must be at least 1, not {count}")
-    _chosen_threads = count
+    chosen = count
 
 
 def threads() -> int:
     """How many threads to use on the CPU: what ``set_threads`` or TINYTORCH_THREADS says, else as many
     processors as the process may run on (its affinity) and its control group pays for (cpu.max)."""
-    if _chosen_threads is not None:
-        return _chosen_threads
+    if chosen is not None:
+        return chosen
     wanted = os.environ.get("TINYTORCH_THREADS")
     if wanted:
         if not wanted.isdecimal() or int(wanted) < 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from .. import devices, nvtx, processors
+from .. import devices, native, nvtx, processors
 from ..checkpoint import ModelFileError, open_model
 from ..emulated import CompilerError, compiler
 
@@ -47,6 +47,7 @@ def examine() -> list[Finding]:
         Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         _package("numpy", "2.1", "pip install --upgrade 'numpy>=2.1'"),
         _blas(),
+        _native(),
         _gpu(),
         _emulated(),
         _ranges(),
@@ -96,6 +97,16 @@ def _blas() -> Finding:
     detail = f"{pool['internal_api']} {pool['version']}, {threads} threads on {allowed} processors"
     fix = "" if threads == allowed else f"export OPENBLAS_NUM_THREADS={allowed}"
     return Finding("blas", "ok", detail, fix)
+
+
+def _native() -> Finding:
+    """The CPU's library: which instruction set of it is used, and by how many threads."""
+    found = native.library()
+    if found is None:
+        fix = "unset TINYTORCH_NATIVE" if "TINYTORCH_NATIVE" in native.why_not() else ""
+        what, _, hint = native.why_not().partition(": ")
+        return Finding("native", "missing", f"{what}; NumPy does the work", fix or hint)
+    return Finding("native", "ok", f"{found.isa}, {native.team_size()} threads; {found.path}")
 
 
 def _gpu() -> Finding:

@@ -88,6 +88,8 @@ _team = (0, -_CHECKED_EVERY)
 def team_size() -> int:
     """How many threads an operation may use: the process's allotment, looked at now and then."""
     global _team
+    if processors.chosen is not None:
+        return processors.chosen
     now = time.monotonic()
     if now - _team[1] >= _CHECKED_EVERY:
         _team = (processors.threads(), now)

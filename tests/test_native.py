@@ -1,0 +1,178 @@
+"""The CPU's library around its operations: built or not, its thread team, lists of calls."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinytorch_gpu import devices, native, no_grad, ops, processors, toolchain
+from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.native import build
+from tinytorch_gpu.native.linear import _plan
+
+PRODUCT = """
+import numpy, os, sys
+from tinytorch_gpu import native, no_grad, ops
+x, w = numpy.ones((1, 512), "float32"), numpy.ones((4096, 512), "float32")
+with no_grad():
+    assert (ops.linear(x, w).data == 512).all()
+found = native.library()
+"""
+
+
+@pytest.fixture
+def library() -> native.Library:
+    """The library; where there is a compiler it must be there."""
+    found = native.library()
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(native.why_not())
+        pytest.skip(native.why_not())
+    return found
+
+
+def child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PRODUCT + code], env=os.environ | environment, text=True,
+        capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_native_makers_come_first(library: native.Library) -> None:
+    devices.load_makers("cpu")
+    for op in OPS.values():
+        folders = [m.forward.__module__.split(".")[1] for m in op.makers.get("cpu", [])]
+        assert folders == sorted(folders, key=lambda name: name != "native"), op
+
+
+def test_it_can_be_turned_off() -> None:
+    assert child("assert found is None", TINYTORCH_NATIVE="0").returncode == 0
+
+
+@pytest.mark.parametrize("isa", build.instruction_sets())
+def test_every_instruction_set_that_this_machine_has(library: native.Library, isa: str) -> None:
+    if isa not in library.supported:
+        pytest.skip(f"this processor has no {isa}")
+    made = child(f"assert found.isa == {isa!r}", TINYTORCH_NATIVE=isa)
+    assert made.returncode == 0, made.stderr
+
+
+def test_a_compiler_that_fails_costs_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'broken 1' && exit\nexit 1\n")
+    broken.chmod(0o755)
+    made = child("assert found is None", CXX=str(broken), XDG_CACHE_HOME=str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    assert "NumPy does their work" in made.stderr and "refuses" in made.stderr
+    assert not list((tmp_path / "tinytorch_gpu" / "native").iterdir())
+
+
+def test_another_number_of_arguments_is_refused(library: native.Library) -> None:
+    with pytest.raises(RuntimeError, match="arguments"):
+        library.function("advance", 3)
+
+
+def _product(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((1, 300)).astype(np.float32)
+    w = random.standard_normal((2000, 300)).astype(np.float32)
+    with no_grad():
+        found = ops.linear(x, w).data
+    np.testing.assert_allclose(found, x @ w.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads(
+    library: native.Library, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processors, "chosen", threads)
+    for seed in range(5):
+        _product(seed)
+    assert library.code.tinytorch_team() >= threads
+
+
+def test_callers_at_once_do_not_disturb_each_other(library: native.Library) -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for i in range(20):
+                _product(100 * seed + i)
+        except BaseException as error:
+            failures.append(error)
+
+    callers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_a_team_of_its_own(library: native.Library) -> None:
+    code = """
+pid = os.fork()
+with no_grad():
+    assert (ops.linear(x, w).data == 512).all()
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    made = child(code, TINYTORCH_THREADS="2")
+    assert made.returncode == 0, made.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_team_follows_the_processes_allotment() -> None:
+    code = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nimport time; time.sleep(1.1)\n"
+    made = child(code + "assert native.team_size() == 1")
+    assert made.returncode == 0, made.stderr
+
+
+def test_threads_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYTORCH_THREADS", "5")
+    assert processors.threads() == 5
+    monkeypatch.setenv("TINYTORCH_THREADS", "none")
+    with pytest.raises(ValueError, match="TINYTORCH_THREADS"):
+        processors.threads()
+    with pytest.raises(ValueError, match="threads must be"):
+        processors.set_threads(0)
+
+
+def test_a_list_is_one_call_and_reads_memory_anew(library: native.Library) -> None:
+    random, seen = np.random.default_rng(0), []
+    x, hidden, out = (np.zeros((1, n), np.float32) for n in (64, 48, 32))
+    first, second = (random.standard_normal(s).astype(np.float32) for s in ((48, 64), (32, 48)))
+    steps: list[Any] = [_plan(hidden, x, first), _plan(out, hidden, second)]
+    run = native.replay([*steps, lambda: seen.append(out.copy()), steps[1]])
+    for _ in range(3):
+        x[...] = random.standard_normal(x.shape)
+        run()
+        np.testing.assert_allclose(seen[-1], x @ first.T @ second.T, atol=1e-3)
+
+
+def test_tiny_numbers_stay(library: native.Library) -> None:
+    assert np.float32(1e-40) * np.float32(1) != 0  # loading must not flush them to zero
+
+
+def test_builds_at_once_are_whole_files(tmp_path: Path) -> None:
+    """Two threads build a library of one source into one place."""
+    try:
+        toolchain.compiler()
+    except toolchain.CompilerError as error:
+        pytest.skip(str(error))
+    one = {"portable": ("-DISA_LEVEL=0", "-O0")}
+    target, jobs = tmp_path / "made.so", []
+    for _ in range(2):
+        jobs.append(threading.Thread(target=build.build, args=(target, toolchain, one)))
+        jobs[-1].start()
+    for job in jobs:
+        job.join()
+    assert native.Library(target, "portable").function("advance", 4)
+    assert [p.name for p in tmp_path.iterdir()] == ["made.so"]
