@@ -64,7 +64,7 @@ bench-kernels: $(VENV)/.dev $(DEMO)  ## time the kernels on an NVIDIA GPU
 	$(BIN)/python profiling/bench_kernels.py $(ARGS)
 
 bench-nvtx: $(VENV)/.dev  ## measure what ranges cost, with and without a tool
-	$(BIN)/python profiling/bench_nvtx.py $(ARGS)
+	OPENBLAS_NUM_THREADS=1 TINYTORCH_THREADS=1 $(BIN)/python profiling/bench_nvtx.py $(ARGS)
 
 nsys: build/nsys/bin/nsys  ## fetch Nsight Systems into build/ (Debian, Ubuntu; 170 MB), for profile-cpu and the tests
 

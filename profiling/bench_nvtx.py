@@ -2,10 +2,11 @@
 
 Without a tool a range is a look at ``nvtx.on`` (three forms of it are timed, each in a loop less the
 empty loop); the share is what all ranges of a step cost so, over the time of the step. With a tool
-(the recorder beside this file) steps are timed with ranges on and off in turn.
+(the recorder beside this file) steps are timed with ranges on and off in turn. Times are processor
+time, so all work must be in one thread: `make bench-nvtx` sees to that.
 
-    python profiling/bench_nvtx.py            # a table
-    python profiling/bench_nvtx.py --save     # also results/nvtx_cpu.json and docs/profiling.md
+    make bench-nvtx                           # a table
+    make bench-nvtx ARGS=--save               # also results/nvtx_cpu.json and docs/profiling.md
 """
 
 import argparse
@@ -103,9 +104,10 @@ def one_range(windows: int, count: int = 2_000) -> dict[str, float]:
 
 
 def _seconds(function: Any, *arguments: Any) -> float:
-    start = time.perf_counter()
+    """Processor time of this thread, which other programs do not add to."""
+    start = time.thread_time()
     function(*arguments)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 # --- a decode step ---
@@ -232,6 +234,8 @@ def main() -> None:
     if given.with_a_tool:
         print(json.dumps(with_a_tool(given.with_a_tool, given.windows)))
         return
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1" or os.environ.get("TINYTORCH_THREADS") != "1":
+        parser.error("set OPENBLAS_NUM_THREADS=1 and TINYTORCH_THREADS=1: one thread is timed")
     nvtx.disable()
     result = {
         "machine": machine(), "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
