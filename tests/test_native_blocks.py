@@ -98,3 +98,16 @@ def test_what_is_not_finite_is_not_lost(strange: float) -> None:
     with no_grad():
         made = ops.linear(x, drawn("q8_0", 8)).data
     assert np.isfinite(made[[0, 2]]).all() and np.isnan(made[1]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_shapes_that_do_not_fit_are_an_error(rows: int) -> None:
+    """Native code would read beyond the end of an array."""
+    x, weight = np.ones((rows, 24), np.float32), np.ones((16, 24), np.float32)
+    for arrays in (
+        (x, weight[:, :5].copy()),
+        (x, weight, np.ones(5, np.float32)),
+        (x, weight, None, np.ones((rows, 5), np.float32)),
+    ):
+        with pytest.raises(ValueError):
+            ops.linear(*arrays)

@@ -33,9 +33,14 @@ def _accepts(
 ) -> bool:  # fmt: skip
     if x.dtype != numpy.float32 or not (x.size and weight.size):
         return False
+    if x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        return False  # native code would read beyond an array; the reference says what is wrong
     if bias is not None and dtype_name(bias.dtype) not in _PLAIN:
         return False
-    if residual is not None and residual.dtype != numpy.float32:
+    outs = weight.shape[0] // (2 if activation in GATED else 1)
+    if residual is not None and (
+        residual.dtype != numpy.float32 or residual.shape != (*x.shape[:-1], outs)
+    ):
         return False
     if isinstance(weight, QuantizedMatrix):
         return _accepts_blocks(weight, activation)
