@@ -227,6 +227,17 @@ def _profile(parser: argparse.ArgumentParser) -> None:
         "--studies", action="store_true", help="also what each size does, and which devices hold it"
     )
     add("--json", metavar="FILE", help="write all values to FILE (-: standard output) instead")
+    add(
+        "--html",
+        metavar="FILE",
+        help="write one page with pictures to FILE instead (with --studies in it)",
+    )
+    add("--png", metavar="FOLDER", help="write the pictures to FOLDER, for print")
+    add(
+        "--attention",
+        metavar="TEXT",
+        help="also draw who looks at whom in TEXT (with --html, --png)",
+    )
 
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -20,14 +20,25 @@ DEFAULTS = {"generate": "smollm2", "train": "shakespeare-char", "ops": "shakespe
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
+    drawn = bool(arguments.html or arguments.png)
+    if arguments.attention is not None and not drawn:
+        raise UsageError("--attention is drawn: add --html FILE or --png FOLDER")
     if arguments.device == "emulated":
         from .profile_kernels import counted, page
 
+        if drawn:
+            raise UsageError("there is no page of what kernels do: leave --html and --png out")
         rows = counted(arguments)
         _give(arguments, rows, lambda: print(page(rows)))
         return 0
-    report = _report(arguments)
-    _give(arguments, report.to_dict(), lambda: _show(report))
+    if drawn:
+        arguments.studies = True
+        _drawing()  # before anything is measured for nothing
+    report, maps = _report(arguments)
+    if drawn:
+        _draw(arguments, report, maps)
+    if not drawn or arguments.json is not None:
+        _give(arguments, report.to_dict(), lambda: _show(report))
     return 0
 
 
@@ -41,7 +52,30 @@ def _give(arguments: argparse.Namespace, values: Any, show: Any) -> None:
         print(text)
     else:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-        print(f"written: {arguments.json}", file=sys.stderr)
+        _written(arguments.json)
+
+
+def _written(what: Any) -> None:
+    print(f"written: {what}", file=sys.stderr)
+
+
+def _drawing() -> Any:
+    """The module that draws."""
+    try:
+        from ..profiler.report import html
+    except ImportError:
+        raise UsageError("pictures need matplotlib: pip install 'tinytorch-gpu[profile]'") from None
+    return html
+
+
+def _draw(arguments: argparse.Namespace, report: Any, maps: Any) -> None:
+    html = _drawing()
+    if arguments.html:
+        html.write_html(report, Path(arguments.html), maps)
+        _written(arguments.html)
+    if arguments.png:
+        for path in html.write_png(report, Path(arguments.png), maps):
+            _written(path)
 
 
 def _show(report: Any) -> None:
@@ -54,7 +88,8 @@ def _show(report: Any) -> None:
     show(report)
 
 
-def _report(arguments: argparse.Namespace) -> Any:
+def _report(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The report, and the attention that ``--attention`` asks for."""
     from ..devices import device
     from ..profiler import Setting, measure_device, named_device, read_spec
     from ..profiler.report import build_report
@@ -73,14 +108,31 @@ def _report(arguments: argparse.Namespace) -> Any:
     )
     given = read_spec(arguments.device_spec) if arguments.device_spec else None
     if not here:
+        if arguments.attention is not None:
+            raise UsageError(f"--attention runs the model: {arguments.device} is not here")
         spec = given or named_device(arguments.device)
         setting = Setting(config, arguments.dtype, spec.where)
-        return build_report(name, setting, spec, asked, studies=arguments.studies)
+        return build_report(name, setting, spec, asked, studies=arguments.studies), None
     place = device(arguments.device or "auto")
     model = _load(arguments, place, config)
     setting = setting_of(model)
     spec = given or measure_device(place, setting.activations.name)
-    return build_report(name, setting, spec, asked, model, arguments.studies)
+    maps = None if arguments.attention is None else _attention(arguments, model)
+    return build_report(name, setting, spec, asked, model, arguments.studies), maps
+
+
+def _attention(arguments: argparse.Namespace, model: Any) -> Any:
+    """Weights of the text, by the model's tokenizer; a preset has none: its characters' codes are taken."""
+    from ..profiler.report.attention import attention_maps
+
+    named, text = arguments.model or DEFAULTS[arguments.work], arguments.attention
+    if named in PRESETS:
+        ids = [ord(c) % model.config.vocab_size for c in text]
+    else:
+        from ..checkpoint import open_model
+
+        ids = open_model(named).tokenizer().encode(text)
+    return attention_maps(model, ids)
 
 
 def _model(arguments: argparse.Namespace) -> tuple[str, Any]:

@@ -58,17 +58,21 @@ def largest_batch(setting: Setting, context: int, room: int) -> int:
     def total(batch: int) -> int:
         return inference_memory(setting, batch, context).total
 
-    one = total(1)
-    if one > room:
+    low, used = 1, total(1)
+    if used > room:
         return 0
-    found = 1 + (room - one) // max(
-        1, total(2) - one
-    )  # memory grows by as much with every row, or nearly
-    while total(found) > room:
-        found -= 1
-    while total(found + 1) <= room:
-        found += 1
-    return found
+    # Memory grows by nearly as much with every row: both bounds come from that, and close in by it.
+    high = 2 + 2 * (room - used) // max(1, total(2) - used)
+    while (most := total(high)) <= room:
+        low, used, high = high, most, 2 * high
+    while high - low > 1:
+        guess = low + (room - used) * (high - low) // (most - used)
+        middle = min(max(guess, low + 1), high - 1)
+        if (found := total(middle)) <= room:
+            low, used = middle, found
+        else:
+            high, most = middle, found
+    return low
 
 
 def deployment(

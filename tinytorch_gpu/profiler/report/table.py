@@ -1,6 +1,5 @@
 """A report as tables in a terminal."""
 
-import math
 from typing import Any
 
 from rich import box
@@ -8,8 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .data import Report, lines
-
-ROLES = {"gate_up": "gate and up", "qk_norm": "q/k norm", "gradient_norm": "gradient norm"}
+from .text import ROLES, number, seconds, size
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -142,35 +140,3 @@ def _deployment(report: Report) -> Table:
             f"{fit.decode_tokens_per_second:,.0f}", f"{fit.prefill_tokens_per_second:,.0f}", str(fit.largest_batch),
         )  # fmt: skip
     return table
-
-
-def number(value: float) -> str:
-    """A count with a prefix of thousands, such as "12.3 G"."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 999.5 or prefix == "P":
-            break
-        value /= 1000
-    return f"{_short(value)} {prefix}"
-
-
-def seconds(value: float) -> str:
-    """A time with a fitting unit."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * factor >= 0.9995 or unit == "us":
-            break
-    return f"{_short(value * factor)} {unit}"
-
-
-def _short(value: float) -> str:
-    """Three digits."""
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{min(digits, 2)}f}"
-
-
-def size(count: float) -> str:
-    """Bytes in units of 1024, such as "93.8 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return ""
