@@ -372,12 +372,12 @@ def test_a_run_on_a_gpu_resumes(data: TokenDataset, gpu: str, tmp_path: Path) ->
     )
     whole = trainer_of(data, tmp_path / "run", config, device=gpu)
     told: list[Any] = []
-    whole.train(lambda found, extra: told.append((found.loss, extra.get("val_loss"))))
+    whole.train(lambda found, extra: told.append((found.loss, extra.get("val_loss", 0.0))))
     assert len(told) == 4 and told[1][1] and told[3][1]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     resumed = Trainer.resume(tmp_path / "run", gpu)
     assert resumed.steps_done == 2
     again: list[Any] = []
-    resumed.train(lambda found, extra: again.append((found.loss, extra.get("val_loss"))))
+    resumed.train(lambda found, extra: again.append((found.loss, extra.get("val_loss", 0.0))))
     assert again == [pytest.approx(x, rel=1e-6) for x in told[2:]]
     assert len(resumed.sample([1])) > 1
