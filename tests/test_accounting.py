@@ -13,9 +13,9 @@ from tinytorch_gpu.core.tensor import no_grad
 from tinytorch_gpu.generation.cache import Cache
 from tinytorch_gpu.profiler import Pass, Setting, decode, forward_calls, prefill, train_step
 from tinytorch_gpu.profiler.account import FORWARD, UPDATE
-from tinytorch_gpu.profiler.calls import loss_calls
 from tinytorch_gpu.profiler.costs import visible_pairs
 from tinytorch_gpu.profiler.parameters import count_parameters, parameters
+from tinytorch_gpu.profiler.walk import loss_calls
 from tinytorch_gpu.training import CrossEntropyLoss
 from tinytorch_gpu.training.pace import flops_per_token
 

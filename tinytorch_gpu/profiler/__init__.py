@@ -7,7 +7,7 @@ profilers are thin calls of both.
 """
 
 from .account import Phase, Row, decode, prefill, train_step
-from .calls import Pass, Setting, forward_calls
+from .calls import Pass, Setting
 from .costs import Cost
 from .course import (
     AttentionProfiler,
@@ -33,6 +33,7 @@ from .studies import (
     training_against_inference,
     width_against_depth,
 )
+from .walk import forward_calls
 
 __all__ = [
     "DEVICES", "FORMATS", "AttentionProfiler", "Component", "Cost", "DeviceSpec", "EmbeddingProfiler", "Fit",

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .calls import Array, Call, Pass, Setting, forward_calls, loss_calls, sampling_calls
+from .calls import Array, Call, Pass, Setting
 from .costs import VIEWS, Cost, backward_costs, forward_costs, optimizer_costs
 from .memory import PREFILL_CHUNK
+from .walk import forward_calls, loss_calls, sampling_calls
 
 FORWARD, BACKWARD, RECOMPUTE, UPDATE = "forward", "backward", "recompute", "update"
 

@@ -1,15 +1,16 @@
 """Bytes of weights, gradients, optimizer state, activations, cache and workspace, predicted.
 
-What is alive follows from what each operation saves (``calls``), how long it lives (``lifetimes``) and what a
+What is alive follows from what each operation saves (``walk``), how long it lives (``lifetimes``) and what a
 maker needs for itself (``workspace``).
 """
 
 from dataclasses import asdict, dataclass
 
-from .calls import Array, Call, Pass, Setting, forward_calls, loss_calls
+from .calls import Array, Call, Pass, Setting
 from .formats import bytes_per_weight
 from .lifetimes import Backward, Ledger, held, result_of, run_forward
 from .parameters import parameters
+from .walk import forward_calls, loss_calls
 from .workspace import rotary_factors, update_workspace
 
 PREFILL_CHUNK = 512  # generation feeds a prompt in parts of this many tokens

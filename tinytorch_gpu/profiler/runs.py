@@ -12,12 +12,13 @@ from .. import nvtx
 from ..core.transformers import Transformer
 from ..quantized import QuantizedMatrix
 from ..training import SGD, AdamW, CrossEntropyLoss, clip_grad_norm
-from .calls import Pass, Setting, forward_calls, loss_calls, sampling_calls
+from .calls import Pass, Setting
 from .costs import Cost, optimizer_costs
 from .measured import MeasuredRow, Measurement, Node
 from .memory import PREFILL_CHUNK, all_weights
 from .recorder import Recorder, Span, recording
 from .spec import DeviceSpec
+from .walk import forward_calls, loss_calls, sampling_calls
 
 
 @dataclass(frozen=True)
