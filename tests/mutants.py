@@ -150,7 +150,7 @@ class Ledger:
         self.path = path
         known = path is not None and path.exists()
         self.found = json.loads(path.read_text(encoding="utf-8")) if known and path else {}
-        texts = [p.read_bytes() for p in sorted(TESTS.glob("*.py")) if p.name != "mutants.py"]
+        texts = [p.read_bytes() for p in sorted(TESTS.glob("*.py")) if "mutant" not in p.name]
         self.tests = hashlib.sha256(b"".join(texts)).hexdigest()[:24]
 
     def get(self, mutant: Mutant) -> str | None:
