@@ -5,6 +5,7 @@ floor imports no higher one. Gradients follow the recorded operations backwards,
 """
 
 import contextlib
+import importlib
 import math
 import threading
 from collections.abc import Callable
@@ -16,8 +17,19 @@ from ..backend import to_numpy as array_to_numpy
 from ..devices import Device, device, device_of
 from .graph import Node, propagate
 
+
 # Filled by ops/: the operation of each operator and method below.
-operators: dict[str, Callable[..., Any]] = {}
+class _Operators(dict[str, Callable[..., Any]]):
+    """Operations by name; the first one asked for brings them all."""
+
+    def __missing__(self, name: str) -> Callable[..., Any]:
+        importlib.import_module("tinytorch_gpu.ops")
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
+
+
+operators = _Operators()
 
 
 class _Mode(threading.local):
