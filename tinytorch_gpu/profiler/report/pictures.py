@@ -14,7 +14,7 @@ from .text import ROLES, number, size
 
 COLORS = {COMPUTE: "#2563a8", MEMORY: "#c2452d", CALL: "#8a8a8a"}
 PARTS = ("#2563a8", "#c2452d", "#3f8f4f", "#b8862b", "#7a4fa3", "#4f8f96", "#8a8a8a")
-WIDE, TALL = 7.2, 3.6  # inches
+WIDE, TALL = 4.8, 3.3  # inches: a phone shows them as large as they are
 LABELLED = 8  # points of a roofline that get a name: those that take most of the time
 GROWTH = {
     "parameters": "parameters", "prefill_flops": "arithmetic of a prompt", "decode_seconds": "least time of a step",
