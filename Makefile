@@ -80,7 +80,7 @@ profile-cpu: $(DEMO)  ## the same ranges on a CPU, with Nsight Systems or withou
 profile-kernels: $(DEMO)  ## the kernels of one range under Nsight Compute (ARGS='--range "tinytorch_gpu@op.linear/"')
 	@$(BIN)/python profiling/nsight.py kernels $(WORK) $(ARGS)
 
-profile-report: $(VENV)/.dev  ## what a generation costs and why, as one page: build/report.html
+profile-report: $(VENV)/.dev $(DEMO)  ## what a generation costs and why, as one page: build/report.html
 	@mkdir -p build
 	@$(BIN)/tinytorch-gpu profile generate --html build/report.html $(ARGS)
 
