@@ -39,6 +39,7 @@ STORAGES = [
 
 def makers_of(case: Case, place: Device) -> list[Maker]:
     """The makers that a device has, best first."""
+    devices.load_makers(place.kind)
     return OPS[case.op].makers.get("cpu" if place.kind == "cpu" else "cuda", [])
 
 
@@ -49,7 +50,6 @@ def folder(maker: Maker) -> str:
 
 def accepted(place: Device) -> list[Any]:
     """Every (case, storage, maker) where a maker of the device takes the case."""
-    devices.load_makers(place.kind)
     found = []
     for case in (*CASES, *KERNEL_CASES):
         makers = makers_of(case, place)

@@ -36,6 +36,25 @@ def test_nothing_heavy_comes_with(name: str) -> None:
     assert not {n for n in found if n.startswith(("tinytorch_gpu.cuda", "tinytorch_gpu.emulated"))}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cuda",
+        "host",
+        "native",
+        "ops",
+        "core",
+        "quantized",
+        "generation",
+        "training",
+        "profiler",
+        "emulated",
+    ],
+)
+def test_each_part_can_be_the_first_to_be_imported(name: str) -> None:
+    assert f"tinytorch_gpu.{name}" in imported(f"import tinytorch_gpu.{name}")
+
+
 def test_a_tensor_finds_its_operators() -> None:
     imported("from tinytorch_gpu.core.tensor import Tensor\nassert (Tensor([1.0]) + 1).item() == 2")
 
