@@ -33,8 +33,8 @@ generate: $(DEMO)  ## continue PROMPT="..." with a real model (MODEL=..., ARGS="
 chat: $(DEMO)  ## talk to it
 	@$(BIN)/tinytorch-gpu chat -m "$(MODEL)" $(ARGS)
 
-test: $(VENV)/.dev $(DEMO)  ## run the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev $(DEMO)  ## run the whole suite, file by file on up to four processors
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-gpu: $(VENV)/.dev $(DEMO)  ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -233,7 +233,9 @@ def test_an_unused_output_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "out", [np.asarray, np.array, lambda x: x.numpy(), np.from_dlpack], ids=str
+    "out",
+    [np.asarray, np.array, lambda x: x.numpy(), np.from_dlpack],
+    ids=["asarray", "array", "numpy", "from_dlpack"],
 )
 def test_turning_one_that_needs_gradients_into_an_array_raises(out: Any) -> None:
     for x in (leaf(1.0), leaf(1.0) * 2):
