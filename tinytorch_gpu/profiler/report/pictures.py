@@ -1,6 +1,6 @@
 """A report as pictures: matplotlib figures, for the page and, as PNG, for a paper."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -206,7 +206,7 @@ def attention_picture(maps: AttentionMaps) -> Figure:
     """Weights of some layers (rows) and heads (columns)."""
     layers, heads = len(maps.layers), maps.weights[0].shape[0]
     figure = Figure(figsize=(WIDE, 0.4 + WIDE / heads * layers), layout="constrained")
-    grid: Sequence[Any] = figure.subplots(layers, heads, squeeze=False)
+    grid: Any = figure.subplots(layers, heads, squeeze=False)
     for row, (layer, weights) in enumerate(zip(maps.layers, maps.weights, strict=True)):
         for head in range(heads):
             axes = grid[row][head]
