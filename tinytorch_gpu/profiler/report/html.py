@@ -12,9 +12,10 @@ import matplotlib
 from .attention import AttentionMaps
 from .data import Report, lines
 from .pictures import pictures
-from .text import ROLES, number, seconds, size
+from .text import cells, number, seconds, size
 
 DPI = 200  # of PNG, for print
+BOUND = 6  # the place of what bounds an operation among its cells
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 0 auto; max-width: 62rem; padding: 1rem; }
@@ -146,16 +147,9 @@ def _phase(report: Report, phase: str, figures: dict[str, str]) -> str:
 
 
 def _line(line: dict[str, Any], ran: bool) -> list[str]:
-    role = html.escape(ROLES.get(line["role"], line["role"]))
-    name = role if line["direction"] in ("forward", "update") else f"{role}, {line['direction']}"
-    bound = f'<span class="{line["bound"]}">{line["bound"]}</span>'
-    cells = [name, str(line["calls"]), number(line["flops"]), number(line["bytes"]), f"{line['intensity']:.1f}",
-             seconds(line["least_seconds"]), bound]  # fmt: skip
-    if ran:
-        spent = line["seconds"]
-        cells += [seconds(spent), number(line["flops"] / spent), f"{100 * line['share_of_roofline']:.0f} %"] \
-            if spent else ["", "", ""]  # fmt: skip
-    return cells
+    found = [html.escape(cell) for cell in cells(line, ran)]
+    found[BOUND] = f'<span class="{line["bound"]}">{found[BOUND]}</span>'
+    return found
 
 
 def _memory(report: Report, figures: dict[str, str]) -> str:

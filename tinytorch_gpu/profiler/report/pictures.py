@@ -10,7 +10,7 @@ from ..roofline import CALL, COMPUTE, MEMORY
 from ..studies import Study
 from .attention import AttentionMaps
 from .data import Report, lines
-from .text import ROLES, number, size
+from .text import name_of, number, size
 
 COLORS = {COMPUTE: "#2563a8", MEMORY: "#c2452d", CALL: "#8a8a8a"}
 PARTS = ("#2563a8", "#c2452d", "#3f8f4f", "#b8862b", "#7a4fa3", "#4f8f96", "#8a8a8a")
@@ -74,7 +74,7 @@ def roofline_picture(report: Report, phase: str) -> Figure:
     for line in longest:
         rate = line["flops"] / (line["seconds"] or line["least_seconds"])
         axes.annotate(
-            _name(line),
+            name_of(line),
             (line["intensity"], rate),
             xytext=(4, 4),
             textcoords="offset points",
@@ -106,15 +106,10 @@ def time_picture(report: Report, phase: str) -> Figure:
         axes.barh(places + 0.2, numpy.array(measured) * 1e3, 0.4, color="#b9c4d0", label="measured")
     axes.barh(places - (0.2 if any(measured) else 0), [x["least_seconds"] * 1e3 for x in found], 0.4,
               color=[COLORS[x["bound"]] for x in found], label="least (blue: by arithmetic, red: by memory)")  # fmt: skip
-    axes.set_yticks(places, [_name(line) for line in found], fontsize=8)
+    axes.set_yticks(places, [name_of(line) for line in found], fontsize=8)
     axes.set_xlabel("ms")
     axes.legend(fontsize=7, loc="lower right")
     return figure
-
-
-def _name(line: dict[str, Any]) -> str:
-    role = ROLES.get(line["role"], line["role"])
-    return role if line["direction"] in ("forward", "update") else f"{role}, {line['direction']}"
 
 
 def parameters_picture(report: Report) -> Figure:

@@ -1,13 +1,11 @@
 """A report as tables in a terminal."""
 
-from typing import Any
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .data import Report, lines
-from .text import ROLES, number, seconds, size
+from .text import cells, number, seconds, size
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -79,7 +77,7 @@ def _phase(report: Report, phase: str) -> Table:
         if before and line["direction"] != before:
             table.add_section()
         before = line["direction"]
-        table.add_row(*_cells(line, ran))
+        table.add_row(*cells(line, ran))
     table.add_section()
     cost = one.phase.cost
     row = [
@@ -102,22 +100,6 @@ def _title(report: Report, phase: str) -> str:
         if phase in run.tokens_per_second:
             title += f"; measured {run.tokens_per_second[phase]:,.1f}"
     return title
-
-
-def _cells(line: dict[str, Any], ran: bool) -> list[str]:
-    role = ROLES.get(line["role"], line["role"])
-    name = role if line["direction"] in ("forward", "update") else f"{role}, {line['direction']}"
-    cells = [
-        name, str(line["calls"]), number(line["flops"]), number(line["bytes"]), f"{line['intensity']:.1f}",
-        seconds(line["least_seconds"]), line["bound"],
-    ]  # fmt: skip
-    if ran:
-        spent = line["seconds"]
-        cells += [
-            seconds(spent) if spent else "", number(line["flops"] / spent) if spent else "",
-            f"{100 * line['share_of_roofline']:.0f} %" if spent else "",
-        ]  # fmt: skip
-    return cells
 
 
 def _total(report: Report, phase: str) -> tuple[str, str, str]:

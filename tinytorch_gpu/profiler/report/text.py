@@ -1,8 +1,29 @@
 """Numbers for a reader."""
 
 import math
+from typing import Any
 
 ROLES = {"gate_up": "gate and up", "qk_norm": "q/k norm", "gradient_norm": "gradient norm"}
+
+
+def name_of(line: dict[str, Any]) -> str:
+    """What an operation of ``data.lines`` is called."""
+    role: str = ROLES.get(line["role"], line["role"])
+    return role if line["direction"] in ("forward", "update") else f"{role}, {line['direction']}"
+
+
+def cells(line: dict[str, Any], ran: bool) -> list[str]:
+    """A line of ``data.lines`` for a table: name, calls, FLOP, bytes, FLOP/B, least, bound; and, where it
+    ``ran``, measured, FLOP/s, of least."""
+    made = [
+        name_of(line), str(line["calls"]), number(line["flops"]), number(line["bytes"]), f"{line['intensity']:.1f}",
+        seconds(line["least_seconds"]), line["bound"],
+    ]  # fmt: skip
+    spent = line["seconds"]
+    if ran and spent:
+        share = f"{100 * line['share_of_roofline']:.0f} %"
+        return [*made, seconds(spent), number(line["flops"] / spent), share]
+    return [*made, "", "", ""] if ran else made
 
 
 def number(value: float) -> str:
