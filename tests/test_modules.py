@@ -103,7 +103,11 @@ def test_a_mistake_is_answered_in_words(notebooks: Any, right: str, wrong: str, 
 
 
 @pytest.mark.slow
-def test_the_module_runs_to_its_end(notebooks: Any, tmp_path: Path) -> None:
+def test_the_module_runs_to_its_end(
+    notebooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Half of a reader's training: other tests run beside, and no cell may take a minute.
+    monkeypatch.setenv("MODULE_TRAIN_SECONDS", "60")
     made = notebooks.notebook(SOURCE)
     took = notebooks.execute(made, tmp_path)
     assert sum(seconds for seconds, _ in took) < 300
