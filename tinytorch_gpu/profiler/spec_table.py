@@ -1,4 +1,8 @@
-"""Devices by name, from their vendors' data sheets.
+"""Devices by name, with the rates that their vendors publish.
+
+``source`` names the vendor's document. On ``DATE`` the figures of most were compared with public specification
+pages, not with those documents; not found there were those of RTX 2080 Ti, A100 PCIe, Jetson AGX Orin and the CPUs but
+EPYC 7763, and float16 of A10 and RTX 3090.
 
 Peak rates are those without sparsity, of products that add up in float32. A GPU makes 16 special results a
 clock and multiprocessor from compute capability 7.5 on (CUDA C++ Programming Guide, arithmetic instructions),

@@ -192,6 +192,18 @@ def lines(report: Report, phase: str, which: str = "typical") -> list[dict[str, 
     return sorted(found.values(), key=_order)
 
 
+def total_line(report: Report, phase: str) -> dict[str, Any]:
+    """The whole phase, in the form of one of its ``lines``."""
+    one = report.rooflines[phase]
+    run = next((run for run in report.runs.values() if phase in run.rows), None)
+    spent = None if run is None else sum(run.phases[phase]) / len(run.phases[phase])
+    return {
+        "direction": "forward", "role": "all", "calls": "", "flops": one.phase.cost.flops,
+        "bytes": one.phase.cost.bytes, "intensity": one.phase.cost.intensity, "least_seconds": one.seconds,
+        "bound": one.bound, "seconds": spent, "share_of_roofline": one.seconds / spent if spent else None,
+    }  # fmt: skip
+
+
 def _order(line: dict[str, Any]) -> tuple[int, int]:
     directions = ("forward", "recompute", BACKWARD, "update")
     return directions.index(line["direction"]), 0

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 
 from .attention import AttentionMaps
-from .data import Report, lines
+from .data import Report, lines, total_line
 from .pictures import pictures
-from .text import cells, number, seconds, size
+from .text import cells, number, size
 
 DPI = 200  # of PNG, for print
 BOUND = 6  # the place of what bounds an operation among its cells
@@ -129,19 +129,7 @@ def _phase(report: Report, phase: str, figures: dict[str, str]) -> str:
     head = ["operation", "calls", "FLOP", "bytes", "FLOP/B", "least", "bound"]
     head += ["measured", "FLOP/s", "of least"] if ran else []
     rows = [_line(line, ran is not None) for line in lines(report, phase)]
-    cost = one.phase.cost
-    last = [
-        "all",
-        "",
-        number(cost.flops),
-        number(cost.bytes),
-        f"{cost.intensity:.1f}",
-        seconds(one.seconds),
-        one.bound,
-    ]
-    if ran is not None:
-        spent = sum(ran.phases[phase]) / len(ran.phases[phase])
-        last += [seconds(spent), number(cost.flops / spent), f"{100 * one.seconds / spent:.0f} %"]
+    last = [html.escape(cell) for cell in cells(total_line(report, phase), ran is not None)]
     pair = _pair([figures[f"roofline-{name}"], figures[f"time-{name}"]])
     return _section(phase, f"<p>{said}</p>", pair, _table(head, rows, last))
 

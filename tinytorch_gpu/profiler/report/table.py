@@ -4,8 +4,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .data import Report, lines
-from .text import cells, number, seconds, size
+from .data import Report, lines, total_line
+from .text import cells, number, size
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -67,7 +67,6 @@ def _memory(report: Report) -> Table:
 
 
 def _phase(report: Report, phase: str) -> Table:
-    one = report.rooflines[phase]
     ran = any(phase in run.rows for run in report.runs.values())
     columns = ["operation", "calls", "FLOP", "bytes", "FLOP/B", "least", "bound"]
     columns += ["measured", "FLOP/s", "of least"] if ran else []
@@ -79,17 +78,7 @@ def _phase(report: Report, phase: str) -> Table:
         before = line["direction"]
         table.add_row(*cells(line, ran))
     table.add_section()
-    cost = one.phase.cost
-    row = [
-        "all",
-        "",
-        number(cost.flops),
-        number(cost.bytes),
-        f"{cost.intensity:.1f}",
-        seconds(one.seconds),
-        one.bound,
-    ]
-    table.add_row(*row, *_total(report, phase) if ran else ())
+    table.add_row(*cells(total_line(report, phase), ran))
     return table
 
 
@@ -100,17 +89,6 @@ def _title(report: Report, phase: str) -> str:
         if phase in run.tokens_per_second:
             title += f"; measured {run.tokens_per_second[phase]:,.1f}"
     return title
-
-
-def _total(report: Report, phase: str) -> tuple[str, str, str]:
-    run = next(r for r in report.runs.values() if phase in r.rows)
-    spent = sum(run.phases[phase]) / len(run.phases[phase])
-    one = report.rooflines[phase]
-    return (
-        seconds(spent),
-        number(one.phase.cost.flops / spent),
-        f"{100 * one.seconds / spent:.0f} %",
-    )
 
 
 def _deployment(report: Report) -> Table:
