@@ -18,7 +18,8 @@ from .. import nvtx
 from ..backend import DEVICES, kind, kind_of_type, kinds
 from ..devices import load_makers, loaded_makers
 from .graph import Node, tokens
-from .tensor import Tensor, grad_enabled, operators, wrap
+from .operators import operators
+from .tensor import Tensor, grad_enabled, wrap
 
 OPS: dict[str, "Op"] = {}
 _reference_only = False

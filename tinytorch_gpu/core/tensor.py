@@ -1,14 +1,10 @@
 """Tensor: an array that remembers how it was made, with PyTorch's habits.
 
-The arithmetic is in ``ops/``; a Tensor's operators look their operation up by name, since a lower
-floor imports no higher one. Gradients follow the recorded operations backwards, newest first.
+The arithmetic is in ``ops/``, found by name (``operators.py``), since a lower floor imports no higher one.
+Gradients follow the recorded operations backwards, newest first (``graph.py``).
 """
 
-import contextlib
-import importlib
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 from ..backend import dtype as dtype_called
@@ -16,56 +12,15 @@ from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
 from ..devices import Device, device, device_of
 from .graph import Node, propagate
+from .mode import enable_grad, grad_enabled, no_grad
+from .operators import Operators, operators
+
+__all__ = [
+    "Parameter", "Tensor", "as_array", "enable_grad", "grad_enabled", "is_floating", "no_grad", "wrap",
+]  # fmt: skip
 
 
-# Filled by ops/: the operation of each operator and method below.
-class _Operators(dict[str, Callable[..., Any]]):
-    """Operations by name; the first one asked for brings them all."""
-
-    def __missing__(self, name: str) -> Callable[..., Any]:
-        importlib.import_module("tinytorch_gpu.ops")
-        if name not in self:
-            raise KeyError(name)
-        return self[name]
-
-
-operators = _Operators()
-
-
-class _Mode(threading.local):
-    grad = True
-
-
-_mode = _Mode()
-
-
-def grad_enabled() -> bool:
-    """Whether operations of this thread are recorded for ``backward``."""
-    return _mode.grad
-
-
-class no_grad(contextlib.ContextDecorator):  # noqa: N801 - PyTorch's name
-    """Record nothing inside: as a context manager or a decorator."""
-
-    enabled = False
-
-    def _recreate_cm(self) -> "no_grad":
-        return type(self)()  # a decorated function may call itself, or run in several threads
-
-    def __enter__(self) -> None:
-        self.before, _mode.grad = _mode.grad, self.enabled
-
-    def __exit__(self, *error: Any) -> None:
-        _mode.grad = self.before
-
-
-class enable_grad(no_grad):  # noqa: N801 - PyTorch's name
-    """Record again inside a ``no_grad`` block."""
-
-    enabled = True
-
-
-class Tensor:
+class Tensor(Operators):
     """An n-dimensional array with a gradient.
 
     ``data`` is a NumPy or CuPy array (kept, not copied), a Tensor, a number or nested lists, whose
@@ -231,39 +186,7 @@ class Tensor:
     def cuda(self, index: int = 0) -> "Tensor":
         return self.to(f"cuda:{index}")
 
-    # --- operators ---
-    def __add__(self, other: Any) -> "Tensor":
-        return operators["add"](self, other)
-
-    def __sub__(self, other: Any) -> "Tensor":
-        return operators["subtract"](self, other)
-
-    def __rsub__(self, other: Any) -> "Tensor":
-        return operators["subtract"](other, self)
-
-    def __mul__(self, other: Any) -> "Tensor":
-        return operators["multiply"](self, other)
-
-    def __truediv__(self, other: Any) -> "Tensor":
-        return operators["divide"](self, other)
-
-    def __rtruediv__(self, other: Any) -> "Tensor":
-        return operators["divide"](other, self)
-
-    def __pow__(self, exponent: float) -> "Tensor":
-        return operators["power"](self, exponent=exponent)
-
-    def __neg__(self) -> "Tensor":
-        return operators["negative"](self)
-
-    def __matmul__(self, other: Any) -> "Tensor":
-        return operators["matmul"](self, other)
-
-    def __rmatmul__(self, other: Any) -> "Tensor":
-        return operators["matmul"](other, self)
-
-    __radd__, __rmul__ = __add__, __mul__
-
+    # --- operators that look at the array; the others are in Operators ---
     def __getitem__(self, index: Any) -> "Tensor":
         return operators["getitem"](self, index=_raw_index(index))
 
@@ -291,48 +214,6 @@ class Tensor:
 
     __hash__ = object.__hash__  # identity, as in PyTorch: tensors are dictionary keys
 
-    # --- methods ---
-    def exp(self) -> "Tensor":
-        return operators["exp"](self)
-
-    def log(self) -> "Tensor":
-        return operators["log"](self)
-
-    def sqrt(self) -> "Tensor":
-        return operators["sqrt"](self)
-
-    def tanh(self) -> "Tensor":
-        return operators["tanh"](self)
-
-    def sigmoid(self) -> "Tensor":
-        return operators["sigmoid"](self)
-
-    def abs(self) -> "Tensor":
-        return operators["absolute"](self)
-
-    def relu(self) -> "Tensor":
-        return operators["relu"](self)
-
-    def softmax(self, axis: int = -1) -> "Tensor":
-        return operators["softmax"](self, axis=axis)
-
-    def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
-        return operators["sum"](self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
-        return operators["mean"](self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
-        return operators["max"](self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
-        return -operators["max"](-self, axis=axis, keepdims=keepdims)
-
-    def var(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
-        """The biased variance (divided by n), as layer norm uses it."""
-        centred = self - self.mean(axis, keepdims=True)
-        return (centred * centred).mean(axis, keepdims)
-
     def argmax(self, axis: int = -1) -> "Tensor":
         return wrap(namespace(self.data).argmax(self.data, axis=axis))
 
@@ -349,10 +230,6 @@ class Tensor:
         axes = list(range(self.ndim))
         axes[first], axes[second] = axes[second], axes[first]
         return self.permute(*axes)
-
-    def permute(self, *axes: Any) -> "Tensor":
-        wanted = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-        return operators["permute"](self, axes=tuple(wanted))
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 - everybody's name
