@@ -1,6 +1,7 @@
 """Model files: GGUF and safetensors to models and back."""
 
-from .adapter import load_adapter, save_adapter
+from .adapter_reader import load_adapter
+from .adapter_writer import save_adapter
 from .errors import ModelFileError
 from .gguf import TensorInfo
 from .model_file import ModelFile, load, memory_needed, open_model
