@@ -29,8 +29,8 @@ ORDINARY: dict[str, dict[str, Any]] = {
     "q/k norm": LLAMA | {"qk_norm": True},
     "post-norm": GPT2 | {"pre_norm": False},
 }
-if library():  # a native linear map ends in any activation
-    CAPTURED["exact gelu"] = ORDINARY.pop("exact gelu")
+if library():  # native linear maps end in any activation, native norms add
+    CAPTURED |= {name: ORDINARY.pop(name) for name in ("exact gelu", "post-norm")}
 
 
 def build(choices: dict[str, Any], **options: Any) -> Transformer:
@@ -82,11 +82,16 @@ def test_what_cannot_be_repeated_is_left_alone(choices: dict[str, Any]) -> None:
     np.testing.assert_allclose(step([4]).numpy()[0], expected, atol=1e-5)
 
 
-def test_sixteen_bit_weights_take_ordinary_steps() -> None:
-    model = build(LLAMA, dtype="float16")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bit_weights_are_repeated_by_native_code(dtype: str) -> None:
+    model = build(LLAMA | {"tie_embeddings": True}, dtype=dtype)
     cache = Cache.for_model(model, 1, 16)
     model([[1, 2]], cache=cache)
-    assert captured_step(model, cache, 3)[1].form == "steps"
+    logits, step = captured_step(model, cache, 3)
+    assert step.form == ("list" if library() else "steps")
+    expected = model([[1, 2, 3, 4]]).detach().numpy()[0]
+    np.testing.assert_allclose(logits.numpy()[0], expected[2], atol=1e-5)
+    np.testing.assert_allclose(step([4]).numpy()[0], expected[3], atol=1e-5)
 
 
 def test_a_step_follows_a_rollback_and_ends_at_the_capacity() -> None:

@@ -48,6 +48,21 @@ def test_every_byte_comes_back(name: str, outs: int) -> None:
     np.testing.assert_array_equal(found, raw[::-1])
 
 
+@pytest.mark.parametrize("layout", ["rows", blocks.LAYOUT])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedding_reads_either_layout(name: str, layout: str) -> None:
+    weight, ids = drawn(name, 21), np.array([[20, 0, 7], [8, 7, 13]])
+    truth = np.asarray(weight)[ids] * np.float32(3)
+    if layout != "rows":
+        blocks.interleaved(weight.parts[0])
+    made = ops.embedding(ids, weight, scale=3.0).data
+    assert weight.parts[0].layout == layout
+    np.testing.assert_allclose(made, truth, rtol=1e-6, atol=1e-6 * np.abs(truth).max())
+    for wrong in (-1, 21):
+        with pytest.raises(IndexError, match="21 rows"):
+            ops.embedding(np.array([wrong]), weight)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_product_is_that_of_rows_in_8_bits(name: str, rows: int) -> None:

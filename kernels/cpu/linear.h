@@ -9,10 +9,9 @@
 #pragma once
 
 #include "activation.h"
+#include "storage.h"
 
 namespace ISA {
-
-enum Format : int64_t { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K };
 
 struct LinearArguments {
     const float* x;         // (rows, width)
@@ -32,12 +31,6 @@ constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
 
 // How far ahead a weight is asked for, in bytes.
 constexpr int PREFETCHED = 3072;
-
-static inline float element(const void* array, int64_t format, int64_t i) {
-    if (format == FLOAT32) return static_cast<const float*>(array)[i];
-    uint16_t half = static_cast<const uint16_t*>(array)[i];
-    return format == FLOAT16 ? widened_half(half) : widened_bfloat(half);
-}
 
 // Some rows of x, and where in all of x they are.
 struct Rows {

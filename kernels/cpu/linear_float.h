@@ -11,24 +11,6 @@
 
 namespace ISA {
 
-struct Float32 {
-    typedef float Element;
-    static inline Floats load(const float* from) { return ISA::load(from); }
-    static inline float value(float element) { return element; }
-};
-
-struct Float16 {
-    typedef uint16_t Element;
-    static inline Floats load(const uint16_t* from) { return load_half(from); }
-    static inline float value(uint16_t element) { return widened_half(element); }
-};
-
-struct BFloat16 {
-    typedef uint16_t Element;
-    static inline Floats load(const uint16_t* from) { return load_bfloat(from); }
-    static inline float value(uint16_t element) { return widened_bfloat(element); }
-};
-
 // Rows of x in a tile: with four rows of the weight, as many sums as there are registers for.
 constexpr int TILE_OUTS = 4, TILE_ROWS = ISA_LEVEL == ISA_AVX512 || ISA_LEVEL == ISA_NEON ? 6 : 3;
 

@@ -47,6 +47,17 @@ static inline Floats load(const float* from) {
 
 static inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
 
+// The first `count` of a vector, zeros behind them.
+static inline Floats load_some(const float* from, int64_t count) {
+    Floats made{};
+    memcpy(&made, from, 4 * size_t(count));
+    return made;
+}
+
+static inline void store_some(float* to, Floats values, int64_t count) {
+    memcpy(to, &values, 4 * size_t(count));
+}
+
 static inline Floats splat(float value) { return value - Floats{}; }
 
 static inline float sum(Floats values) {
@@ -133,8 +144,41 @@ static inline float widened_bfloat(uint16_t half) {
     return value;
 }
 
+// To the nearest, of two equally near ones the even: as NumPy rounds.
+static inline uint16_t narrowed_half(float value) {
+    uint32_t whole;
+    memcpy(&whole, &value, 4);
+    const uint32_t sign = whole >> 16 & 0x8000, rest = whole & 0x7FFFFFFF;
+    if (rest > 0x7F800000) return uint16_t(sign | 0x7E00 | (rest >> 13 & 0x1FF));
+    if (rest >= 0x477FF000) return uint16_t(sign | 0x7C00);
+    if (rest < 0x38800000) {  // adding 2 ** -1 leaves the bits of a subnormal one at the end
+        float small;
+        memcpy(&small, &rest, 4);
+        small += 0.5f;
+        memcpy(&whole, &small, 4);
+        return uint16_t(sign | (whole - 0x3F000000));
+    }
+    return uint16_t(sign | (rest - 0x38000000 + 0xFFF + (rest >> 13 & 1)) >> 13);
+}
+
+static inline uint16_t narrowed_bfloat(float value) {
+    uint32_t whole;
+    memcpy(&whole, &value, 4);
+    if (value != value) return uint16_t(whole >> 16 | 0x40);
+    return uint16_t((whole + 0x7FFF + (whole >> 16 & 1)) >> 16);
+}
+
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+static inline void store_bfloat(uint16_t* to, Floats values) {
+    const Ints whole = bits(values);
+    const Ints rounded = values == values ? (whole + 0x7FFF + (whole >> 16 & 1)) >> 16
+                                          : whole >> 16 | 0x40;
+    const Halves halves = __builtin_convertvector(rounded, Halves);
+    memcpy(to, &halves, sizeof halves);
+}
+
 static inline Floats load_bfloat(const uint16_t* from) {
-    typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
     Halves halves;
     memcpy(&halves, from, sizeof halves);
     return from_bits(__builtin_convertvector(halves, Ints) << 16);

@@ -10,6 +10,10 @@ static inline Floats load_half(const uint16_t* from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
 }
 
+static inline void store_half(uint16_t* to, Floats values) {
+    vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(values)));
+}
+
 static inline Floats8 load_half8(const uint16_t* from) {
     Floats low = load_half(from), high = load_half(from + 4);
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);

@@ -9,6 +9,10 @@ static inline Floats load_half(const uint16_t* from) {
     return made;
 }
 
+static inline void store_half(uint16_t* to, Floats values) {
+    for (int i = 0; i < LANES; i++) to[i] = narrowed_half(values[i]);
+}
+
 static inline Floats8 load_half8(const uint16_t* from) {
     Floats8 made;
     for (int i = 0; i < 8; i++) made[i] = widened_half(from[i]);

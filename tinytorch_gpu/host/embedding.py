@@ -27,7 +27,7 @@ def _forward(
     return out, (ids, weight.shape[0], weight.dtype)
 
 
-def _backward(
+def backward(
     residuals: Any, dout: Any, *, dtype: Any = None, padding: int | None = None, scale: float = 1.0
 ) -> Any:
     ids, rows, weight_dtype = residuals
@@ -60,4 +60,4 @@ def _accepts(ids: Any, weight: Any, **options: Any) -> bool:
     return isinstance(weight, numpy.ndarray)
 
 
-embedding.maker("cpu", _forward, _backward, _accepts, plan=_plan)
+embedding.maker("cpu", _forward, backward, _accepts, plan=_plan)

@@ -81,7 +81,7 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     return (total, normed), residuals
 
 
-def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+def layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
     x, weight, mean, rstd = residuals
     rows, dy, mean, rstd = rows_of(x), rows_of(dout), mean.reshape(-1, 1), rstd.reshape(-1, 1)
     dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
@@ -104,7 +104,7 @@ def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
     return dx.reshape(x.shape), *sums.sum(axis=0)
 
 
-def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+def rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
     x, weight, rstd = residuals
     rows, dy, rstd = rows_of(x), rows_of(dout), rstd.reshape(-1, 1)
     dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
@@ -124,14 +124,14 @@ def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
     return dx.reshape(x.shape), sums.sum(axis=0)
 
 
-def _add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:
-    dx, dweight, dbias = _layer_backward(residuals, dout)
+def add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+    dx, dweight, dbias = layer_backward(residuals, dout)
     dx += dtotal
     return dx, dx, dweight, dbias
 
 
-def _add_rms_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-6) -> Any:
-    dx, dweight = _rms_backward(residuals, dout)
+def add_rms_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+    dx, dweight = rms_backward(residuals, dout)
     dx += dtotal
     return dx, dx, dweight
 
@@ -172,7 +172,7 @@ def _plan_layer(out: Any, x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) 
     return run
 
 
-layer_norm.maker("cpu", _layer, _layer_backward, accepts=_accepts, plan=_plan_layer)
-rms_norm.maker("cpu", _rms, _rms_backward, accepts=_accepts, plan=_plan_rms)
-add_layer_norm.maker("cpu", _add_layer, _add_layer_backward, accepts=_accepts)
-add_rms_norm.maker("cpu", _add_rms, _add_rms_backward, accepts=_accepts)
+layer_norm.maker("cpu", _layer, layer_backward, accepts=_accepts, plan=_plan_layer)
+rms_norm.maker("cpu", _rms, rms_backward, accepts=_accepts, plan=_plan_rms)
+add_layer_norm.maker("cpu", _add_layer, add_layer_backward, accepts=_accepts)
+add_rms_norm.maker("cpu", _add_rms, add_rms_backward, accepts=_accepts)

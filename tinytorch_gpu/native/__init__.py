@@ -12,7 +12,7 @@ __all__ = [
 ]  # fmt: skip
 
 # One file per file of operations, same name.
-_MAKERS = ("lengths", "linear")
+_MAKERS = ("elementwise", "embedding", "lengths", "linear", "norm")
 
 if library() is not None:
     CpuDevice.has_library = True

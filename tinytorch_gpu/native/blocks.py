@@ -13,11 +13,12 @@ from .library import Operation, pointer
 _pack = Operation("pack_blocks", "2P3q")  # rows, packed; outs, width, format
 _unpack = Operation("unpack_blocks", "3P3q")  # packed, ids, rows; count, width, format
 
-# The numbers of kernels/cpu/linear.h.
+# The numbers of kernels/cpu/storage.h.
 FORMATS = {
     "float32": 0, "float16": 1, "bfloat16": 2, "q8_0": 3, "q4_0": 4, "q4_1": 5, "q4_k": 6,
     "q5_k": 7, "q6_k": 8,
 }  # fmt: skip
+PLAIN = ("float32", "float16", "bfloat16")
 MULTIPLIED["cpu"].update(name for name in FORMATS if is_blocked(name))
 GROUP = 8  # rows that are interleaved
 LAYOUT = "interleaved by 8"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from .. import processors, toolchain
 from . import build
 
@@ -99,6 +101,11 @@ def team_size() -> int:
 def pointer(array: Any) -> int:
     """The address of an array's first value, 0 for None."""
     return 0 if array is None else array.__array_interface__["data"][0]
+
+
+def packed(array: Any) -> Any:
+    """An array (or None) as it is if its values lie one after another, else a copy that does."""
+    return array if array is None or array.flags.c_contiguous else numpy.ascontiguousarray(array)
 
 
 class Operation:

@@ -10,8 +10,8 @@ from ..core.tensor import grad_enabled
 from ..host.linear import backward
 from ..ops import linear
 from ..quantized import QuantizedMatrix
-from .blocks import FORMATS, GROUP, interleaved
-from .library import Operation, Record, pointer
+from .blocks import FORMATS, GROUP, PLAIN, interleaved
+from .library import Operation, Record, packed, pointer
 
 # x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation,
 # pitch
@@ -22,7 +22,6 @@ ACTIVATIONS = {
     None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 5, "geglu": 6,
 }  # fmt: skip
 GATED = ("swiglu", "geglu")
-_PLAIN = ("float32", "float16", "bfloat16")
 # Products in float32 of more rows than this are the BLAS's.
 MOST_ROWS = 16
 
@@ -35,7 +34,7 @@ def _accepts(
         return False
     if x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
         return False  # native code would read beyond an array; the reference says what is wrong
-    if bias is not None and dtype_name(bias.dtype) not in _PLAIN:
+    if bias is not None and dtype_name(bias.dtype) not in PLAIN:
         return False
     outs = weight.shape[0] // (2 if activation in GATED else 1)
     if residual is not None and (
@@ -45,7 +44,7 @@ def _accepts(
     if isinstance(weight, QuantizedMatrix):
         return _accepts_blocks(weight, activation)
     few = weight.dtype != numpy.float32 or x.size <= MOST_ROWS * x.shape[-1]
-    return few and dtype_name(weight.dtype) in _PLAIN and weight.flags.c_contiguous
+    return few and dtype_name(weight.dtype) in PLAIN and weight.flags.c_contiguous
 
 
 def _accepts_blocks(weight: QuantizedMatrix, activation: str | None) -> bool:
@@ -68,7 +67,7 @@ def _calls(
     first = 0
     for array, outs, form in _parts(weight):
         scratch = None
-        if form not in _PLAIN and rows > 1:
+        if form not in PLAIN and rows > 1:
             scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
         places = (0, 0, first * (0 if bias is None else bias.itemsize), 4 * first, 0, 4 * first, 0)
         arrays = (x, array, bias, residual, inner, out, scratch)
@@ -87,7 +86,7 @@ def _parts(weight: Any) -> list[tuple[Any, int, str]]:
     if not isinstance(weight, QuantizedMatrix):
         return [(weight, weight.shape[0], dtype_name(weight.dtype))]
     return [
-        (p.data if p.format.name in _PLAIN else interleaved(p), p.shape[0], p.format.name)
+        (p.data if p.format.name in PLAIN else interleaved(p), p.shape[0], p.format.name)
         for p in weight.parts
     ]
 
@@ -101,7 +100,7 @@ def _forward(
     x: Any, weight: Any, bias: Any = None, residual: Any = None,
     *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
-    x, bias, residual = map(_packed, (x, bias, residual))
+    x, bias, residual = map(packed, (x, bias, residual))
     outs = weight.shape[0]
     out = numpy.empty((*x.shape[:-1], outs // 2 if activation in GATED else outs), numpy.float32)
     recorded, inner = grad_enabled(), None
@@ -114,10 +113,6 @@ def _forward(
     kept = x if needed(needs, 1) else None
     bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
     return out, (kept, weight, bias_dtype, inner, residual)
-
-
-def _packed(x: Any) -> Any:
-    return x if x is None or x.flags.c_contiguous else numpy.ascontiguousarray(x)
 
 
 def _plan(

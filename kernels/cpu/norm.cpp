@@ -1,0 +1,97 @@
+// Layer and RMS norm, each also with the residual addition in front of it: a row at a time.
+//
+// A row is read once from memory; its sum of squares and the result find it in the first-level cache
+// (of up to 8192 floats). Moved: x, the residual where there is one, and what is written, once each. The
+// layer norm takes the mean off before it squares, so that states far from 0 lose nothing.
+#include "storage.h"
+
+namespace ISA {
+
+struct NormArguments {
+    const float* x;         // (rows, width)
+    const float* residual;  // (rows, width), added first, or null
+    const void* weight;     // (width,) in `format`
+    const void* bias;       // (width,) in `format`; null for the RMS norm, which leaves the mean in
+    float* total;           // (rows, width) or null: x + residual
+    float* out;             // (rows, width)
+    float* mean;            // (rows,) or null
+    float* rstd;            // (rows,) or null: 1 / standard deviation
+    int64_t rows, width, format;
+    double eps;
+};
+
+static inline float sum_of(const float* x, int64_t width) {
+    Floats sums[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= width; i += 2 * LANES) {
+        sums[0] += load(x + i);
+        sums[1] += load(x + i + LANES);
+    }
+    for (; i < width; i += LANES) sums[0] += load_some(x + i, least(LANES, width - i));
+    return sum(sums[0] + sums[1]);
+}
+
+// The sum of squares of x - mean.
+static inline float squares_of(const float* x, int64_t width, float mean) {
+    Floats sums[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= width; i += 2 * LANES) {
+        const Floats a = load(x + i) - mean, b = load(x + i + LANES) - mean;
+        sums[0] += a * a;
+        sums[1] += b * b;
+    }
+    float total = sum(sums[0] + sums[1]);
+    for (; i < width; i++) total += (x[i] - mean) * (x[i] - mean);
+    return total;
+}
+
+static inline void add(const float* x, const float* y, float* to, int64_t width) {
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) store(to + i, load(x + i) + load(y + i));
+    for (; i < width; i++) to[i] = x[i] + y[i];
+}
+
+template <class Kind>
+static inline void norm_row(const NormArguments& a, int64_t row) {
+    typedef typename Kind::Element Element;
+    const Element *weight = static_cast<const Element*>(a.weight),
+                  *bias = static_cast<const Element*>(a.bias);
+    const float* x = a.x + row * a.width;
+    if (a.residual) {
+        add(x, a.residual + row * a.width, a.total + row * a.width, a.width);
+        x = a.total + row * a.width;
+    }
+    const float count = float(a.width), mean = bias ? sum_of(x, a.width) / count : 0.0f;
+    const float rstd = 1.0f / sqrtf(squares_of(x, a.width, mean) / count + float(a.eps));
+    if (a.mean && bias) a.mean[row] = mean;
+    if (a.rstd) a.rstd[row] = rstd;
+    float* out = a.out + row * a.width;
+    int64_t i = 0;
+    for (; i + LANES <= a.width; i += LANES) {
+        Floats made = (load(x + i) - mean) * rstd * Kind::load(weight + i);
+        if (bias) made += Kind::load(bias + i);
+        store(out + i, made);
+    }
+    for (; i < a.width; i++) {
+        out[i] = (x[i] - mean) * rstd * Kind::value(weight[i]);
+        if (bias) out[i] += Kind::value(bias[i]);
+    }
+}
+
+template <class Kind>
+static void norm_rows(const NormArguments& a, Thread& thread) {
+    const Span own = share(thread, a.rows);
+    for (int64_t row = own.first; row < own.last; row++) norm_row<Kind>(a, row);
+}
+
+static void norm(const NormArguments& a, Thread& thread) {
+    switch (a.format) {
+        case FLOAT32: return norm_rows<Float32>(a, thread);
+        case FLOAT16: return norm_rows<Float16>(a, thread);
+        default: return norm_rows<BFloat16>(a, thread);
+    }
+}
+
+}  // namespace ISA
+
+OPERATION(norm, NormArguments)

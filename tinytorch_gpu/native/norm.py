@@ -1,0 +1,105 @@
+"""Layer and RMS norm by the library (kernels/cpu/norm.cpp), of states in float32."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from ..backend import dtype_name
+from ..core.tensor import grad_enabled
+from ..host.norm import add_layer_backward, add_rms_backward, layer_backward, rms_backward
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .blocks import FORMATS, PLAIN
+from .library import Operation, Record, packed, pointer
+
+# x, residual, weight, bias, total, out, mean, rstd; rows, width, format; eps
+_norm = Operation("norm", "8P3qd")
+
+
+def _fits(states: Any, parameters: Any) -> bool:
+    """Whether the library takes states (..., C) and parameters (C,)."""
+    x, weight = states[0], parameters[0]
+    name = dtype_name(weight.dtype)
+    # Gradients of parameters in 16 bits are the reference's.
+    if name not in PLAIN or (name != "float32" and grad_enabled()) or not x.size:
+        return False
+    return all(s.dtype == numpy.float32 and s.shape == x.shape for s in states) and all(
+        p.dtype == weight.dtype and p.shape == x.shape[-1:] and p.flags.c_contiguous
+        for p in parameters
+    )
+
+
+def _fields(
+    x: Any, residual: Any, weight: Any, bias: Any, total: Any, out: Any, statistics: Any, eps: float
+) -> Any:
+    width = x.shape[-1]
+    arrays = (x, residual, weight, bias, total, out, *statistics)
+    form = FORMATS[dtype_name(weight.dtype)]
+    return (*map(pointer, arrays), x.size // width, width, form, eps)
+
+
+def _norm_of(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    """The sum (x itself without a residual), its norm, and what a backward needs."""
+    x, residual = packed(x), packed(residual)
+    out, total = numpy.empty(x.shape, x.dtype), None
+    if residual is not None:
+        total = numpy.empty_like(out)
+    statistics: list[Any] = [None, None]
+    if grad_enabled():
+        statistics = [numpy.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2)]
+    _norm(x.size, *_fields(x, residual, weight, bias, total, out, statistics, eps))
+    total = x if total is None else total
+    kept = statistics if bias is not None else statistics[1:]
+    return total, out, (total, weight, *kept) if grad_enabled() else None
+
+
+def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+    return _norm_of(x, None, weight, bias, eps)[1:]
+
+
+def _rms(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    return _norm_of(x, None, weight, None, eps)[1:]
+
+
+def _add_layer(x: Any, residual: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
+    total, out, kept = _norm_of(x, residual, weight, bias, eps)
+    return (total, out), kept
+
+
+def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
+    total, out, kept = _norm_of(x, residual, weight, None, eps)
+    return (total, out), kept
+
+
+def _takes(states: int) -> Callable[..., bool]:
+    """``accepts`` for an operation whose first so many arguments are states."""
+
+    def accepts(*arrays: Any, eps: float = 0.0) -> bool:
+        return _fits(arrays[:states], arrays[states:])
+
+    return accepts
+
+
+def _planner(states: int) -> Callable[..., Record | None]:
+    """``plan`` for the same: the norm of whatever the states hold by then."""
+
+    def plan(result: Any, *arrays: Any, eps: float) -> Record | None:
+        total, out = result if states == 2 else (None, result)
+        given = arrays[:states]
+        if not all(a.flags.c_contiguous for a in given):
+            return None
+        x, residual = given if states == 2 else (*given, None)
+        weight, bias = (*arrays[states:], None)[:2]
+        fields = _fields(x, residual, weight, bias, total, out, (None, None), eps)
+        return _norm.record((arrays, result), *fields)
+
+    return plan
+
+
+for _op, _states, _forward, _backward in (
+    (layer_norm, 1, _layer, layer_backward),
+    (rms_norm, 1, _rms, rms_backward),
+    (add_layer_norm, 2, _add_layer, add_layer_backward),
+    (add_rms_norm, 2, _add_rms, add_rms_backward),
+):
+    _op.maker("cpu", _forward, _backward, _takes(_states), _planner(_states), ahead=True)
