@@ -47,15 +47,17 @@ static inline Floats load(const float* from) {
 
 static inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
 
-// The first `count` of a vector, zeros behind them.
+// The first `count` of a vector, LANES or fewer, zeros behind them.
 static inline Floats load_some(const float* from, int64_t count) {
+    if (count >= LANES) return load(from);
     Floats made{};
     memcpy(&made, from, 4 * size_t(count));
     return made;
 }
 
 static inline void store_some(float* to, Floats values, int64_t count) {
-    memcpy(to, &values, 4 * size_t(count));
+    if (count >= LANES) store(to, values);
+    else memcpy(to, &values, 4 * size_t(count));
 }
 
 static inline Floats splat(float value) { return value - Floats{}; }

@@ -12,7 +12,9 @@ __all__ = [
 ]  # fmt: skip
 
 # One file per file of operations, same name.
-_MAKERS = ("elementwise", "embedding", "lengths", "linear", "norm")
+_MAKERS = (
+    "activation", "elementwise", "embedding", "lengths", "linear", "loss", "norm", "optimizer",
+)  # fmt: skip
 
 if library() is not None:
     CpuDevice.has_library = True

@@ -10,6 +10,7 @@ from ..core.tensor import grad_enabled
 from ..host.linear import backward
 from ..ops import linear
 from ..quantized import QuantizedMatrix
+from .activation import ACTIVATIONS, GATED
 from .blocks import FORMATS, GROUP, PLAIN, interleaved
 from .library import Operation, Record, packed, pointer
 
@@ -17,11 +18,6 @@ from .library import Operation, Record, packed, pointer
 # pitch
 _linear = Operation("linear", "7P7q")
 
-# The numbers of kernels/cpu/activation.h.
-ACTIVATIONS = {
-    None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 5, "geglu": 6,
-}  # fmt: skip
-GATED = ("swiglu", "geglu")
 # Products in float32 of more rows than this are the BLAS's.
 MOST_ROWS = 16
 

@@ -235,7 +235,8 @@ class AdamW(_Optimizer):
         return True
 
     def _many_on_cpu(self, arrays: list[Any], rate: Any, scale: Any, options: Any) -> bool:
-        from ..host.optimizer import adamw_accepts, adamw_many
+        from ..host.optimizer import adamw_accepts
+        from ..native.optimizer import adamw_many
 
         if not all(map(adamw_accepts, arrays)):
             return False
