@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig
+from tinytorch_gpu.core.op import Op, reference_only
 from tinytorch_gpu.generation import Cache, capture
+from tinytorch_gpu.generation.prefill import prefill
 from tinytorch_gpu.native import library
 
 LLAMA = {"num_kv_heads": 2, "norm": "rms", "position": "rotary", "activation": "swiglu",
@@ -29,8 +31,8 @@ ORDINARY: dict[str, dict[str, Any]] = {
     "q/k norm": LLAMA | {"qk_norm": True},
     "post-norm": GPT2 | {"pre_norm": False},
 }
-if library():  # native linear maps end in any activation, native norms add
-    CAPTURED |= {name: ORDINARY.pop(name) for name in ("exact gelu", "post-norm")}
+if library():  # native code also has all activations, norms that add, attention in a window
+    CAPTURED |= {name: ORDINARY.pop(name) for name in ("exact gelu", "post-norm", "window")}
 
 
 def build(choices: dict[str, Any], **options: Any) -> Transformer:
@@ -38,10 +40,10 @@ def build(choices: dict[str, Any], **options: Any) -> Transformer:
     return Transformer.from_config(config, device="cpu", seed=1, **options).eval()
 
 
-def captured_step(model: Transformer, cache: Cache, token: int) -> Any:
-    """The logits of the first step, and the step."""
-    step = capture(model, 1, cache)
-    return step([token]), step
+def captured_step(model: Transformer, cache: Cache, token: Any) -> Any:
+    """The logits of the first step, of one token or one of each row, and the step."""
+    step = capture(model, cache.batch, cache)
+    return step([token] if isinstance(token, int) else token), step
 
 
 @pytest.mark.parametrize("choices", CAPTURED.values(), ids=CAPTURED.keys())
@@ -92,6 +94,64 @@ def test_sixteen_bit_weights_are_repeated_by_native_code(dtype: str) -> None:
     expected = model([[1, 2, 3, 4]]).detach().numpy()[0]
     np.testing.assert_allclose(logits.numpy()[0], expected[2], atol=1e-5)
     np.testing.assert_allclose(step([4]).numpy()[0], expected[3], atol=1e-5)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no native library")
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("choices", [LLAMA | {"tie_embeddings": True}, GPT2], ids=["llama", "gpt2"])
+def test_a_step_is_one_native_call(
+    choices: dict[str, Any], dtype: str, cache_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TransformerConfig(64, 64, 4, 2, 96, 64, **choices)
+    model = Transformer.from_config(config, device="cpu", seed=1).to(dtype).eval()
+    code, calls = library(), []
+    assert code is not None
+    run = code.run
+    monkeypatch.setattr(code, "run", lambda *given: calls.append(given) or run(*given))
+    prompts = [[3, 1, 4, 1], [5, 9], [2, 6, 5]]
+    cache, other = (Cache.for_model(model, 3, 16, cache_dtype) for _ in range(2))
+    for each in (cache, other):
+        prefill(model, prompts, each)
+    logits, step = captured_step(model, cache, [7, 8, 9])
+    assert step.form == "list" and not calls
+    model([[7], [8], [9]], cache=other)
+    for token in range(3):
+        logits = step([token] * 3)
+        expected = model([[token]] * 3, cache=other).numpy()[:, 0]
+        np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
+    assert len(calls) == 3
+
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "greedy, penalty": {"temperature": 0, "repetition_penalty": 1.3},
+    "all": {"temperature": 1.0},
+    "top k": {"temperature": 0.8, "top_k": 7},
+    "nucleus": {"temperature": 1.2, "top_p": 0.9, "min_p": 0.02},
+    "all of them": {"top_k": 20, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1},
+}
+
+
+@pytest.mark.skipif(library() is None, reason="there is no native library")
+@pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_the_choice_is_part_of_the_call(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No operation is asked for between the first step and the last."""
+    model, asked = build(LLAMA), []
+    options = {"seed": 3, "stream": True, **options}
+    ordinary, called = Op.__call__, asked.append
+    monkeypatch.setattr(Op, "__call__", lambda op, *a, **k: called(op) or ordinary(op, *a, **k))
+    steps = model.generate([[3, 1, 4], [1, 5]], 20, **options)
+    found = [next(steps).tokens.tolist() for _ in range(2)]
+    asked.clear()
+    found += [step.tokens.tolist() for step in steps]
+    assert len(found) == 20 and not asked
+    monkeypatch.setitem(capture.__globals__, "can_capture", lambda model: False)
+    with reference_only():
+        expected = [s.tokens.tolist() for s in model.generate([[3, 1, 4], [1, 5]], 20, **options)]
+    assert found == expected
 
 
 def test_a_step_follows_a_rollback_and_ends_at_the_capacity() -> None:

@@ -137,10 +137,14 @@ class CpuDevice(Device):
     def cache_pair(
         self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: Any
     ) -> tuple[Any, Any]:
-        # One query times all keys is a product along the keys, which therefore lie together.
+        load_makers("cpu")
+        by_place = (batch, kv_heads, capacity, head_dim)
+        values = self.zeros(by_place, dtype).transpose(0, 2, 1, 3)
+        if self.has_library:
+            return self.zeros(by_place, dtype).transpose(0, 2, 1, 3), values
+        # For OpenBLAS one query times all keys is a product along the keys, which therefore lie together.
         keys = self.zeros((batch, kv_heads, head_dim, capacity), dtype)
-        values = self.zeros((batch, kv_heads, capacity, head_dim), dtype)
-        return keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
+        return keys.transpose(0, 3, 1, 2), values
 
     def weight_order(self, out: int, width: int, dtype: Any) -> str:
         # Native products read a weight by rows. With OpenBLAS wide outputs are read faster by columns

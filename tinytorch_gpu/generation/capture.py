@@ -2,11 +2,12 @@
 
 The recorded step is a real one, of a cache that is fixed: where the new token stands is read from two
 arrays that stay where they are, so nothing of a position freezes. On the CPU each operation of the step
-prepares itself to be repeated in place (``Maker.plan``); those with native code become one list
-that one native call replays. On a GPU the kernels are launched again on the same memory (``launches``). If
+prepares itself to be repeated in place (``Maker.plan``), the choice of the next token too; those with
+native code become one list that one native call replays. On a GPU the kernels are launched again on the same memory (``launches``). If
 an operation can do neither, the step stays as it is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +81,6 @@ class DecodeStep:
             self.cache.check_step()
             repeat()
             self.cache.count_step()
-        if self.sampler is not None and self.form == "list":
-            self.sampler(self.logits)
 
     def _span(self) -> Any:
         return nvtx.span("decode", "phase", int(self.cache.lengths.max()))
@@ -114,21 +113,28 @@ def can_capture(model: Any) -> bool:
 
 
 def _record_plans(step: DecodeStep) -> Callable[[], None] | None:
-    """Take an ordinary step; return one function of what the operations of its pass have planned."""
+    """Take an ordinary step; return one function of what its operations have planned. A choice that
+    cannot be repeated is made anew behind it."""
     from ..native import replay
 
     choose, step.sampler = step.sampler, None
     try:
         with record() as calls:
             step._run()
+            count = len(calls)
+            if choose is not None:
+                choose(step.logits)
     finally:
         step.sampler = choose
-    if choose is not None:
-        choose(step.logits)
-    plans = [_plan(call) for call in calls if not is_view(call)]
-    if not plans or any(plan is None for plan in plans):
+    model, choice = (
+        [_plan(call) for call in some if not is_view(call)]
+        for some in (calls[:count], calls[count:])
+    )
+    if not model or any(plan is None for plan in model):
         return None
-    return replay(plans)
+    if choose is not None and any(plan is None for plan in choice):
+        choice = [functools.partial(choose, step.logits)]
+    return replay([*model, *choice])
 
 
 def _plan(call: Call) -> Any:

@@ -13,7 +13,8 @@ __all__ = [
 
 # One file per file of operations, same name.
 _MAKERS = (
-    "activation", "elementwise", "embedding", "lengths", "linear", "loss", "norm", "optimizer",
+    "activation", "cached_attention", "elementwise", "embedding", "lengths", "linear", "loss", "norm",
+    "optimizer", "sampling",
 )  # fmt: skip
 
 if library() is not None:
