@@ -40,7 +40,7 @@ def _fields(
 
 def _norm_of(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """The sum (x itself without a residual), its norm, and what a backward needs."""
-    x, residual = packed(x), packed(residual)
+    given, x, residual = x, packed(x), packed(residual)
     out, total = numpy.empty(x.shape, x.dtype), None
     if residual is not None:
         total = numpy.empty_like(out)
@@ -48,7 +48,7 @@ def _norm_of(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> tuple
     if grad_enabled():
         statistics = [numpy.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2)]
     _norm(x.size, *_fields(x, residual, weight, bias, total, out, statistics, eps))
-    total = x if total is None else total
+    total = given if total is None else total
     kept = statistics if bias is not None else statistics[1:]
     return total, out, (total, weight, *kept) if grad_enabled() else None
 
