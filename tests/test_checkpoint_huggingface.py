@@ -10,7 +10,8 @@ import pytest
 from tinytorch_gpu import PRESETS, RopeScaling, Transformer, TransformerConfig, no_grad
 from tinytorch_gpu.checkpoint import ModelFileError, load, open_model, save
 from tinytorch_gpu.checkpoint.configs import OWN_TYPE, config_from_hf
-from tinytorch_gpu.checkpoint.names import FAMILIES, mapped_tensors
+from tinytorch_gpu.checkpoint.families import FAMILIES
+from tinytorch_gpu.checkpoint.names import mapped_tensors
 from tinytorch_gpu.checkpoint.saved_config import hf_config, hf_type
 
 SIZES = {

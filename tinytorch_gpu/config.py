@@ -38,9 +38,18 @@ class TransformerConfig:
     ``num_kv_heads`` below ``num_heads`` shares each key/value head among several query heads
     (grouped-query attention, Ainslie et al. 2023). ``head_dim`` defaults to
     ``embed_dim / num_heads``. ``rotary_dim`` rotates only the first that many of each head's
-    dimensions. ``encoder_layers`` above 0 asks for an encoder-decoder. New weights are drawn as in
+    dimensions. New weights are drawn as in
     the course, or, with ``init_std``, normal with that deviation (GPT-2 and LLaMA: 0.02). ``norm``
     "none" and ``residual`` False are there to see what the norms and the additions are for.
+
+    ``encoder_layers`` above 0 is an encoder-decoder: so many blocks that look both ways read a source
+    text, and each of the ``num_layers`` causal ones looks at it by cross-attention. Its text begins with the
+    token ``start_token``. An encoder alone (BERT) is ``causal`` False without ``head``: its results are
+    the states. ``embedding_norm`` is a norm behind the embeddings, ``token_types`` the number of kinds of
+    token that have an embedding of their own. Relative positions add to each score a number learned for the
+    distance, one for each of ``relative_buckets`` of them, of which the last begins at ``relative_distance``.
+    ``attention_scale`` multiplies the scores, by default by 1 / sqrt(head_dim), ``head_scale`` the
+    states before the head.
     """
 
     vocab_size: int
@@ -71,11 +80,20 @@ class TransformerConfig:
     encoder_layers: int = 0
     init_std: float | None = None
     residual: bool = True
+    embedding_norm: bool = False
+    final_norm: bool = True
+    token_types: int = 0
+    head: bool = True
+    head_scale: float = 1.0
+    attention_scale: float | None = None
+    relative_buckets: int = 32
+    relative_distance: int = 128
+    start_token: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "embed_dim", "num_heads", "hidden_dim", "max_seq_length"):
             whole(name, getattr(self, name), 1)
-        for name in ("num_layers", "encoder_layers"):
+        for name in ("num_layers", "encoder_layers", "token_types", "start_token"):
             whole(name, getattr(self, name), 0)
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
@@ -94,7 +112,37 @@ class TransformerConfig:
             raise ValueError(f"norm_eps must not be below 0, not {self.norm_eps}")
         if self.sliding_window is not None:
             whole("sliding_window", self.sliding_window, 1)
+        for name in ("head_scale", "attention_scale"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         self._check_rotary()
+        self._check_relative()
+        self._check_ends()
+
+    def _check_relative(self) -> None:
+        whole("relative_buckets", self.relative_buckets, 4)
+        whole("relative_distance", self.relative_distance, 1)
+        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_buckets ({self.relative_buckets}) must be a multiple of 4, and "
+                f"relative_distance ({self.relative_distance}) more than half of it"
+            )
+
+    def _check_ends(self) -> None:
+        """What comes before the first block and after the last must fit together."""
+        if not self.head and (self.tie_embeddings or self.head_bias):
+            raise ValueError("tie_embeddings and head_bias need a head: head=True")
+        if self.encoder_layers and not (self.causal and self.head):
+            raise ValueError(
+                f"an encoder-decoder (encoder_layers={self.encoder_layers}) writes: it needs causal=True "
+                "and head=True; an encoder alone is num_layers with causal=False"
+            )
+        if self.encoder_layers and self.token_types:
+            raise ValueError("token_types belong to an encoder alone: encoder_layers must be 0")
+        if self.encoder_layers and not self.start_token < self.vocab_size:
+            raise ValueError(
+                f"start_token ({self.start_token}) must be below vocab_size ({self.vocab_size})"
+            )
 
     def _check_rotary(self) -> None:
         if self.rotary_dim is None:
@@ -128,6 +176,19 @@ class TransformerConfig:
     def gated(self) -> bool:
         """Whether the feed-forward part multiplies its activation by a second projection."""
         return self.activation in GATED
+
+    @property
+    def direct(self) -> bool:
+        """Whether attention needs nothing between the projections and the cache but rotary positions."""
+        return not self.qk_norm and self.position != "relative" and self.attention_scale is None
+
+    @property
+    def encoder(self) -> "TransformerConfig":
+        """Of an encoder-decoder, the encoder: the same blocks, which look both ways."""
+        return self.replace(
+            num_layers=self.encoder_layers, encoder_layers=0, causal=False, head=False,
+            tie_embeddings=False, head_bias=False, sliding_window=None,
+        )  # fmt: skip
 
     def replace(self, **changes: Any) -> "TransformerConfig":
         """Return a copy with ``changes``; sizes derived from a changed one are derived anew."""
@@ -182,6 +243,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
                  tie_embeddings=True, init_std=0.02),
     "llama": dict(norm="rms", norm_eps=1e-5, position="rotary", activation="swiglu",
                   ffn_bias=False, init_std=0.02),
+    "bert": dict(pre_norm=False, causal=False, norm_eps=1e-12, position="learned", activation="gelu",
+                 qkv_bias=True, out_bias=True, embedding_norm=True, final_norm=False, token_types=2,
+                 head=False, init_std=0.02),
+    "t5": dict(norm="rms", norm_eps=1e-6, position="relative", activation="geglu", ffn_bias=False,
+               attention_scale=1.0),
 }  # fmt: skip
 
 
@@ -206,6 +272,11 @@ PRESETS: dict[str, TransformerConfig] = {
                             rope_scaling=RopeScaling("llama3", 32.0)),
     "llama-3.1-8b": _preset("llama", 128256, 4096, 32, 32, 14336, 131072, num_kv_heads=8,
                             rope_theta=500000.0, rope_scaling=RopeScaling("llama3", 8.0)),
+    "bert-base": _preset("bert", 30522, 768, 12, 12, 3072, 512),
+    "minilm-l6": _preset("bert", 30522, 384, 12, 6, 1536, 512),
+    "t5-small": _preset("t5", 32128, 512, 8, 6, 2048, 512, encoder_layers=6, activation="relu",
+                        tie_embeddings=True, head_scale=512**-0.5),
+    "flan-t5-small": _preset("t5", 32128, 512, 6, 8, 1024, 512, encoder_layers=8, head_dim=64),
     "qwen2.5-0.5b": _preset("llama", 151936, 896, 14, 24, 4864, 32768, num_kv_heads=2,
                             norm_eps=1e-6, rope_theta=1000000.0, qkv_bias=True,
                             tie_embeddings=True),

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from ..core.lora import Part, Place, places
 from ..core.transformers import Transformer
-from .configs import FAMILY_OF
+from .configs import family_of
 from .errors import ModelFileError, quoted
-from .names import FAMILIES, mapped_tensors
+from .families import FAMILIES
+from .names import mapped_tensors
 from .resolve import repository
 from .saved_config import hf_type
 
@@ -66,7 +67,7 @@ class Layer(NamedTuple):
 
 def layers_of(model: Transformer) -> dict[str, Layer]:
     """Every layer that may have adapters, by the name that Hugging Face's model of it has."""
-    family = FAMILY_OF[hf_type(model.config)]
+    family = family_of(hf_type(model.config), model.config)
     prefix, by_name, found = FAMILIES[family].prefix, dict(places(model)), {}
     for mapped in mapped_tensors(family, model.config):
         targets = [_MATRIX.fullmatch(name) for name in mapped.targets]

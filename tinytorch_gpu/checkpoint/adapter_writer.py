@@ -13,7 +13,6 @@ from ..backend import to_numpy
 from ..core.lora import Part, adapters
 from ..core.transformers import Transformer
 from .adapter import CONFIG, PREFIX, WEIGHTS, Layer, layers_of
-from .configs import FAMILY_OF
 from .save import Replacement, json_text, write_tensors
 from .saved_config import hf_type
 
@@ -37,7 +36,7 @@ def save_adapter(model: Transformer, folder: str | os.PathLike[str], base: str =
             tensors[f"{PREFIX}{name}.lora_B.weight"] = b
             ranks[name] = (len(a), scale * len(a))
     config = _config(layers, ranks, base, adapters(model)[0][1].dropout.p)
-    if FAMILY_OF[hf_type(model.config)] == "gpt2":
+    if hf_type(model.config) == "gpt2":
         config["fan_in_fan_out"] = True  # GPT-2 keeps its weights as (in, out)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

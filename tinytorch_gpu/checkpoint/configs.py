@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import RopeScaling, TransformerConfig
+from .encoder_configs import MOST_POSITIONS, activation_of, bert, init_std, t5
 from .errors import ModelFileError, listed, quoted
 from .files import Fields
 
 log = logging.getLogger(__name__)
 
 OWN_TYPE = "tinytorch_gpu"  # model_type of a model that no Hugging Face family can express
-MOST_POSITIONS = 1 << 24
 MOST_TABLE = 1 << 26  # elements of a table that is computed, so that no file vouches for its size
 
 # What Hugging Face's classes take where a config.json is silent.
@@ -25,12 +25,9 @@ LLAMA_LIKE: dict[str, dict[str, Any]] = {
     "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
     "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
-FAMILY_OF = {"gpt2": "gpt2", OWN_TYPE: "course"} | dict.fromkeys(LLAMA_LIKE, "llama")
-
-GPT2_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu",
-    "silu": "silu", "swish": "silu",
-}  # fmt: skip
+FAMILY_OF = {"gpt2": "gpt2", "bert": "bert", "t5": "t5", OWN_TYPE: "course"} | dict.fromkeys(
+    LLAMA_LIKE, "llama"
+)
 
 # Keys without effect on what the model computes, or read outside this module.
 _WITHOUT_EFFECT = {
@@ -42,8 +39,18 @@ _WITHOUT_EFFECT = {
     "output_attentions", "output_hidden_states", "return_dict", "label2id", "problem_type",
     "task_specific_params", "is_llama_config", "chunk_size_feed_forward",
     "_attn_implementation", "transformers.js_config", "unsloth_version", "max_window_layers",
-    "tokenizer_class", "finetuning_task", "num_labels",
+    "tokenizer_class", "finetuning_task", "num_labels", "attention_probs_dropout_prob",
+    "classifier_dropout", "classifier_dropout_prob", "gradient_checkpointing", "initializer_factor", "output_past", "prefix",
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+    "pooler_size_per_head", "pooler_type", "dense_act_fn", "is_gated_act", "min_length", "max_length",
+    "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size",
 }  # fmt: skip
+
+
+def family_of(kind: str, config: TransformerConfig) -> str:
+    """The table of names (``families``) of a model_type's files."""
+    family = FAMILY_OF[kind]
+    return "t5-gated" if family == "t5" and config.gated else family
 
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> TransformerConfig:
@@ -58,14 +65,15 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Tra
         supported = ", ".join(sorted(FAMILY_OF))
         raise ModelFileError(f"{where}: model_type {quoted(kind)} is not one of {supported}")
     fields.require("quantization_config", None, "weights must be stored as F32, F16 or BF16")
-    fields.require("is_encoder_decoder", False, "only decoders are loaded")
-    fields.require("add_cross_attention", False, "only decoders are loaded")
+    both = "of models with an encoder and a decoder only T5 is loaded"
+    fields.require("is_encoder_decoder", kind == "t5", both)
+    fields.require("add_cross_attention", False, both)
     try:
         if kind == OWN_TYPE:
             own = {k: v for k, v in values.items() if k not in ("model_type", "torch_dtype")}
             config = _checked_own(own, where)
         else:
-            config = _gpt2(fields) if kind == "gpt2" else _llama_like(fields, kind)
+            config = _READERS.get(kind, _llama_like)(fields, kind)
             unknown = [key for key in values if key not in seen.asked | _WITHOUT_EFFECT]
             if unknown:
                 log.warning("%s: unknown keys are ignored: %s", where, listed(unknown))
@@ -109,16 +117,10 @@ def _checked_own(values: dict[str, Any], where: str) -> TransformerConfig:
     return TransformerConfig.from_dict(values)
 
 
-def _gpt2(fields: Fields) -> TransformerConfig:
+def _gpt2(fields: Fields, kind: str) -> TransformerConfig:
     fields.require("scale_attn_weights", True, "attention is always scaled")
     fields.require("scale_attn_by_inverse_layer_idx", False, "attention is scaled by 1/sqrt(D)")
     embed = fields.whole("n_embd", 768)
-    activation = fields.text("activation_function", "gelu_new")
-    if activation not in GPT2_ACTIVATIONS:
-        supported = ", ".join(GPT2_ACTIVATIONS)
-        raise fields.error(
-            "activation_function", f"is {quoted(activation)}, not one of {supported}"
-        )
     return TransformerConfig(
         vocab_size=fields.whole("vocab_size", 50257),
         embed_dim=embed,
@@ -129,11 +131,11 @@ def _gpt2(fields: Fields) -> TransformerConfig:
         dropout=fields.number("resid_pdrop", 0.1),
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         position="learned",
-        activation=GPT2_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        activation=activation_of(fields, "activation_function", "gelu_new"),
         qkv_bias=True,
         out_bias=True,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
-        init_std=_init_std(fields),
+        init_std=init_std(fields),
     )
 
 
@@ -170,15 +172,8 @@ def _llama_like(fields: Fields, kind: str) -> TransformerConfig:
         qk_norm=kind == "qwen3",
         sliding_window=_sliding_window(fields, kind),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
-        init_std=_init_std(fields),
+        init_std=init_std(fields),
     )
-
-
-def _init_std(fields: Fields) -> float | None:
-    std = fields.number("initializer_range", 0.02)
-    if std < 0:
-        raise fields.error("initializer_range", f"must not be below 0, not {std}")
-    return std or None
 
 
 def _sliding_window(fields: Fields, kind: str) -> int | None:
@@ -227,3 +222,6 @@ def _rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     raise fields.error(
         "rope_scaling", f"of type {quoted(kind)} is not supported; linear and llama3 are"
     )
+
+
+_READERS = {"gpt2": _gpt2, "bert": bert, "t5": t5}

@@ -13,8 +13,9 @@ from ..devices import device as device_called
 from ..quantized import EncodeError, Format, QuantizedMatrix, encode_into
 from ..weight import PendingRows
 from .errors import ModelFileError, quoted
+from .families import INTERLEAVED, SAME
 from .gguf import TensorInfo
-from .names import INTERLEAVED, SAME, Mapped, half_split, matched
+from .names import Mapped, half_split, matched
 from .quantization import decoded_blocks, stored_format
 from .storage import Storage
 

@@ -10,7 +10,8 @@ from ..config import TransformerConfig
 from ..core.transformers import Transformer
 from ..devices import device as device_called
 from ..quantized import format_named
-from .configs import FAMILY_OF, config_from_hf
+from .configs import config_from_hf, family_of
+from .encoder_configs import with_head_of_file
 from .errors import ModelFileError, quoted
 from .files import read_json
 from .gguf import TensorInfo, read_gguf
@@ -146,8 +147,10 @@ def open_model(name_or_path: str | Path = DEFAULT_MODEL) -> ModelFile:
         where = path / "config.json"
         values = read_json(where)
         config = config_from_hf(values, str(where))
-        family = FAMILY_OF[values["model_type"]]
-        return ModelFile(path, "safetensors", family, config, read_folder(path), values)
+        kind, tensors = values["model_type"], read_folder(path)
+        if kind == "t5":
+            config = with_head_of_file(config, tensors)
+        return ModelFile(path, "safetensors", family_of(kind, config), config, tensors, values)
     header = read_gguf(path)
     family, config = config_from_gguf(header)
     return ModelFile(path, "gguf", family, config, header.tensors, header.metadata)

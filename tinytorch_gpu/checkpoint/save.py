@@ -10,8 +10,9 @@ import numpy
 
 from ..backend import dtype_name, to_numpy
 from ..core.lora import adapters
-from .configs import FAMILY_OF, OWN_TYPE
-from .names import FAMILIES, mapped_tensors
+from .configs import OWN_TYPE, family_of
+from .families import FAMILIES
+from .names import mapped_tensors
 from .safetensors_file import SINGLE
 from .saved_config import hf_config
 
@@ -93,7 +94,7 @@ def _tokenizerjson_text(tokenizer: Any) -> str:
 
 
 def _write_weights(model: Any, model_type: str, path: Path) -> None:
-    family = FAMILY_OF[model_type]
+    family = family_of(model_type, model.config)
     rules, state = FAMILIES[family], model.state_dict()
     tensors: dict[str, numpy.ndarray] = {}
     for mapped in mapped_tensors(family, model.config):

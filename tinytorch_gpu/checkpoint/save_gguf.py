@@ -12,9 +12,10 @@ from ..backend import dtype_name, to_numpy
 from ..config import TransformerConfig
 from ..quantized import Format, QuantizedMatrix, format_named
 from .errors import ModelFileError
+from .families import INTERLEAVED
 from .gguf import read_gguf
 from .gguf_config import ARCHITECTURES, config_from_gguf, llama3_divisors
-from .names import INTERLEAVED, Mapped, interleaved, mapped_tensors
+from .names import Mapped, interleaved, mapped_tensors
 from .save import Replacement
 
 _FREQUENCIES = "rope_freqs.weight"

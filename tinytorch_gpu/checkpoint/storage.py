@@ -11,9 +11,19 @@ from typing import Any
 
 from ..backend import FLOATS, float_dtype
 from ..devices import Device, load_makers
-from ..quantized import BLOCKED, FORMATS, MULTIPLIED, Format, fitting, format_named, is_blocked
+from ..quantized import (
+    BLOCKED,
+    FORMATS,
+    MULTIPLIED,
+    Format,
+    fitting,
+    format_named,
+    is_blocked,
+    kept_dense,
+)
+from .families import SAME
 from .gguf import TensorInfo
-from .names import SAME, Mapped
+from .names import Mapped
 from .quantization import stored_format
 
 DTYPES = ("auto", "stored", *FLOATS, *BLOCKED)
@@ -47,7 +57,7 @@ class Storage:
         """The format of the weight ``name`` (a state's name) with rows of ``width``, stored as ``info``."""
         form = stored_format(info.dtype_name, info.name)
         floats = format_named(self.dtype.name)
-        if self.wanted in FLOATS or name.startswith("pos_encoding"):
+        if self.wanted in FLOATS or kept_dense(name):
             return floats
         if is_blocked(self.wanted):
             head = name == "lm_head" or (self.tied and name == _EMBEDDING)
@@ -65,7 +75,7 @@ class Storage:
                 total += shape[0] * self.dtype.itemsize
                 continue
             name = mapped.targets[0]
-            turned = mapped.kind == SAME and name not in (_EMBEDDING, "pos_encoding.weight")
+            turned = mapped.kind == SAME and name != _EMBEDDING and not kept_dense(name)
             width = shape[0] if turned else shape[1]
             form = self.format_of(name, info, width)
             total += shape[0] * shape[1] // width * form.row_bytes(width)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import ops
 from ..config import TransformerConfig
-from .embeddings import Rotary
 from .layers import Dropout, Linear, RMSNorm, bias_of, matrix_of
 from .module import Builder, Module, as_tensor, megabytes
+from .positions import Rotary
 from .tensor import Tensor
 
 
@@ -93,6 +93,18 @@ def prepared_mask(mask: Any, like: Tensor) -> Any:
     return mask.data
 
 
+class Memory(NamedTuple):
+    """What an encoder has read, for the cross-attention of a decoder's blocks.
+
+    ``states`` (B, S, embed_dim); ``lengths`` (B,) on the device where rows are padded; ``known`` the keys and
+    values (B, S, K, D) of each layer, where they have been worked out once for many steps.
+    """
+
+    states: Tensor
+    lengths: Any = None
+    known: list[tuple[Tensor, Tensor]] | None = None
+
+
 class MultiHeadAttention(Module):
     """Attention in several heads, with projections in and out.
 
@@ -156,7 +168,8 @@ class MultiHeadAttention(Module):
             raise ValueError(f"query must be (B, T, {self.embed_dim}), not {x.shape}")
         causal = self.config.causal if causal is None else causal
         itself = key is None and value is None
-        simple = mask is None and not return_attention_weights and not self.config.qk_norm
+        bias = None if positions is None else positions.bias
+        simple = mask is None and not return_attention_weights and self.config.direct
         if cache is not None and itself and simple:
             mixed = self._step(x, cache, layer, rotary, positions, causal)
             return self.projection_dropout.add(self.out, mixed, residual)
@@ -164,18 +177,47 @@ class MultiHeadAttention(Module):
             q, k, v = self._project(x, rotary, positions)
         else:
             q, k, v = self._project_apart(x, key, value)
-        lengths = starts = None
+        starts, lengths = None, None if positions is None else positions.lengths
         if cache is not None:
             k, v, lengths, starts = cache.append(layer, k, v)
         result = _attend(
             q, k, v, return_attention_weights, self.dropout,
-            prepared_mask(mask, q), None, lengths, starts,
-            causal=causal, window=self.config.sliding_window,
+            prepared_mask(mask, q), bias, lengths, starts,
+            causal=causal, scale=self.config.attention_scale, window=self.config.sliding_window,
         )  # fmt: skip
         mixed, weights = result if return_attention_weights else (result, None)
-        mixed = mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
-        out = self.projection_dropout.add(self.out, mixed, residual)
+        out = self._joined(mixed, residual)
         return (out, weights) if return_attention_weights else out
+
+    def across(self, x: Tensor, memory: Memory, layer: int, residual: Tensor | None) -> Tensor:
+        """Cross-attention: what the queries of ``x`` (B, T, embed_dim) find in an encoder's states."""
+        q = self._queries(x)
+        k, v = self.keys_values(memory.states) if memory.known is None else memory.known[layer]
+        if k.shape[0] != q.shape[0]:
+            raise ValueError(f"a memory of {k.shape[0]} rows does not fit {q.shape[0]} rows")
+        mixed = _attend(
+            q, k, v, False, self.dropout, None, None, memory.lengths, None,
+            causal=False, scale=self.config.attention_scale,
+        )  # fmt: skip
+        return self._joined(mixed, residual)
+
+    def keys_values(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, S, K, D) of other states (B, S, embed_dim), by default the same for both."""
+        k = self._heads(self.qkv.group("k", key), self.num_kv_heads)
+        v = self._heads(self.qkv.group("v", key if value is None else value), self.num_kv_heads)
+        return (self.k_norm(k) if self.config.qk_norm else k), v
+
+    def _queries(self, x: Tensor) -> Tensor:
+        q = self._heads(self.qkv.group("q", x), self.num_heads)
+        return self.q_norm(q) if self.config.qk_norm else q
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.reshape(*x.shape[:2], heads, self.head_dim)
+
+    def _joined(self, mixed: Tensor, residual: Tensor | None) -> Tensor:
+        """The heads (B, T, H, D) side by side, through the projection out."""
+        mixed = mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
+        return self.projection_dropout.add(self.out, mixed, residual)
 
     def _step(
         self, x: Tensor, cache: Any, layer: int, rotary: Rotary | None, positions: Any, causal: bool
@@ -215,15 +257,7 @@ class MultiHeadAttention(Module):
         value = key if value is None else as_tensor(value, like)
         if key.shape[:2] != value.shape[:2] or key.shape[0] != x.shape[0]:
             raise ValueError(f"query {x.shape}, key {key.shape}, value {value.shape} do not fit")
-        parts = []
-        for source, name, heads in (
-            (x, "q", self.num_heads), (key, "k", self.num_kv_heads), (value, "v", self.num_kv_heads),
-        ):  # fmt: skip
-            y = self.qkv.group(name, source)
-            parts.append(y.reshape(*y.shape[:2], heads, self.head_dim))
-        if self.config.qk_norm:
-            parts[:2] = [self.q_norm(parts[0]), self.k_norm(parts[1])]
-        return tuple(parts)
+        return self._queries(x), *self.keys_values(key, value)
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         for group in ("q", "k", "v"):
@@ -245,24 +279,3 @@ class MultiHeadAttention(Module):
             "head_dim": self.head_dim,
             "total_parameters": count,
         }
-
-
-class Positions:
-    """Where the new tokens stand: the same for all rows, or per row."""
-
-    def __init__(self, first: int, count: int, starts: Any = None, latest: int | None = None):
-        self.first, self.count, self.starts = first, count, starts
-        self.stop = (first if latest is None else latest) + count
-        self._array: Any = None
-
-    def array(self, like: Tensor) -> Any:
-        """Integer positions (T,), or (B, T) when rows differ, beside ``like``."""
-        if self._array is None:
-            place = like.device
-            if self.starts is None:
-                self._array = place.xp.arange(self.first, self.stop)
-            elif self.count == 1:
-                self._array = self.starts[:, None]
-            else:
-                self._array = self.starts[:, None] + place.xp.arange(self.count)[None, :]
-        return self._array

@@ -167,44 +167,6 @@ class LearnedPositionalEmbedding(_Positions):
         return self.weight
 
 
-class Rotary(Module):
-    """The tables of rotary positions (Su et al. 2021), grown as far as positions are used."""
-
-    def __init__(self, config: Any, build: Builder | None = None):
-        self.config, self.device = config, (build or Builder()).device
-        self._tables: tuple[Any, Any] | None = None
-
-    def tables(self, length: int) -> tuple[Any, Any]:
-        """cos and sin (at least ``length``, rotary_dim / 2) on the device, in float32."""
-        if self._tables is None or self._tables[0].shape[0] < length:
-            room = 1 << max(length - 1, 255).bit_length()
-            angles = numpy.arange(min(room, max(length, self.config.max_seq_length)))[:, None]
-            angles = angles * frequencies(self.config)
-            self._tables = (
-                self.device.asarray(numpy.cos(angles).astype(numpy.float32)),
-                self.device.asarray(numpy.sin(angles).astype(numpy.float32)),
-            )
-        return self._tables
-
-    def moved(self, place: Device) -> None:
-        self.device, self._tables = place, None
-
-
-def frequencies(config: Any) -> Any:
-    """Angle per position (rotary_dim / 2,) of each rotated pair, float64, scaling applied."""
-    width = config.rotary
-    rates = config.rope_theta ** (-numpy.arange(0, width, 2) / width)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return rates
-    if scaling.kind == "linear":
-        return rates / scaling.factor
-    turns = scaling.original_max_seq_length * rates / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    blend = numpy.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return rates * (blend + (1 - blend) / scaling.factor)
-
-
 def as_ids(input_ids: Any, vocab_size: int, place: Device) -> Tensor:
     """Return token ids (B, T) on ``place``, checked where they are; (T,) means one row."""
     ids = input_ids if isinstance(input_ids, Tensor) else Tensor(input_ids, device=_home(input_ids))

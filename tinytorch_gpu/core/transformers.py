@@ -1,27 +1,30 @@
 """The transformer: blocks one after another, between an embedding and a head.
 
-GPT-2, LLaMA and the course's model are settings of one class (``TransformerConfig``).
+GPT-2, LLaMA, BERT, T5 and the course's model are settings of one class (``TransformerConfig``).
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy
+
 from .. import nvtx, ops
-from ..backend import float_dtype
+from ..backend import float_dtype, to_numpy
 from ..config import TransformerConfig
 from ..devices import Device, device
-from ..quantized import Format, QuantizedMatrix, fitting, format_named, is_blocked
+from ..quantized import Format, QuantizedMatrix, fitting, format_named, is_blocked, kept_dense
 from ..rng import Generator
 from ..weight import Weight
-from .attention import MultiHeadAttention, Positions
-from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, Rotary, as_ids
+from .attention import Memory
+from .block import TransformerBlock
+from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
-from .module import Builder, Module, as_tensor, megabytes
-from .recompute import recompute
-from .tensor import Tensor, no_grad
+from .module import Builder, megabytes
+from .positions import Positions
+from .stack import Stack
+from .tensor import Tensor, as_array, no_grad
 
 __all__ = ["LayerNorm", "PositionwiseFeedForward", "Transformer", "TransformerBlock"]
 
@@ -35,106 +38,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class TransformerBlock(Module):
-    """Attention and a feed-forward part, each added to what came in, with a norm before
-    (``pre_norm``; Xiong et al. 2020) or after (Vaswani et al. 2017)."""
+class Transformer(Stack):
+    """Logits for the next token from the tokens so far; of a model without a head, the states of its tokens.
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        dropout: float = 0.0,
-        pre_norm: bool = True,
-        *,
-        config: TransformerConfig | None = None,
-        build: Builder | None = None,
-    ):
-        if config is None:
-            config = TransformerConfig(
-                1, embed_dim, num_heads, 1, hidden_dim, 1, dropout, pre_norm, False, position="none"
-            )
-        self.pre_norm, self.embed_dim, self.hidden_dim = config.pre_norm, embed_dim, hidden_dim
-        self.residual = config.residual
-        norm = NORMS[config.norm]
-        self.norm1 = norm(embed_dim, config.norm_eps, build=build)
-        self.attention = MultiHeadAttention(
-            embed_dim, num_heads, config.dropout, config=config, build=build
-        )
-        self.norm2 = norm(embed_dim, config.norm_eps, build=build)
-        deep = config.init_std and config.init_std / (2 * max(config.num_layers, 1)) ** 0.5
-        self.ffn = PositionwiseFeedForward(
-            embed_dim, hidden_dim, config.dropout, activation=config.activation,
-            bias=config.ffn_bias, std=(config.init_std, deep), build=build,
-        )  # fmt: skip
-
-    def forward(
-        self, x: Any, mask: Any = None, return_attention_weights: bool = False, **where: Any
-    ) -> Any:
-        """(B, T, embed_dim) -> the same, and with ``return_attention_weights`` (B, H, T, S) too.
-
-        ``where`` (cache, layer, rotary, positions) goes to the attention.
-        """
-        x = as_tensor(x, self.attention.qkv.weight)
-        try:
-            inner, residual = x, None
-            if self.pre_norm:
-                if nvtx.on:
-                    nvtx.enter("norm1", "part", x.tokens)
-                inner, residual = self.norm1(x), x if self.residual else None
-            if nvtx.on:
-                nvtx.enter("attention", "part", x.tokens)
-            attended = self.attention(
-                inner, mask=mask, return_attention_weights=return_attention_weights,
-                residual=residual, **where,
-            )  # fmt: skip
-            attended, weights = attended if return_attention_weights else (attended, None)
-            out = self._pre_norm_rest(attended) if self.pre_norm \
-                else self._post_norm_rest(x, attended)  # fmt: skip
-        finally:
-            if nvtx.on:
-                nvtx.leave("part")
-        return (out, weights) if return_attention_weights else out
-
-    def _pre_norm_rest(self, x: Tensor) -> Tensor:
-        """The second half, for ``x`` to which the attention has been added."""
-        if nvtx.on:
-            nvtx.enter("norm2", "part", x.tokens)
-        inner = self.norm2(x)
-        if nvtx.on:
-            nvtx.enter("ffn", "part", x.tokens)
-        return self.ffn(inner, residual=x if self.residual else None)
-
-    def _post_norm_rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The additions and norms after each part, and the feed-forward part."""
-        if nvtx.on:
-            nvtx.enter("norm1", "part", x.tokens)
-        inner = self.norm1.add(attended, x)[1] if self.residual else self.norm1(attended)
-        if nvtx.on:
-            nvtx.enter("ffn", "part", x.tokens)
-        fed = self.ffn(inner)
-        if nvtx.on:
-            nvtx.enter("norm2", "part", x.tokens)
-        return self.norm2.add(fed, inner)[1] if self.residual else self.norm2(fed)
-
-    def get_memory_usage(self) -> dict[str, Any]:
-        """Parameters and their size in MB, by part."""
-        sizes = {name: megabytes(part.nbytes) for name, part in self.children()}
-        return {
-            "total_memory_mb": sum(sizes.values()),
-            "attention_memory_mb": sizes["attention"],
-            "norm_memory_mb": sizes["norm1"] + sizes["norm2"],
-            "ffn_memory_mb": sizes["ffn"],
-            "total_parameters": self.count_parameters(),
-            "embed_dim": self.embed_dim,
-            "num_heads": self.attention.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "pre_norm": self.pre_norm,
-        }
-
-
-class Transformer(Module):
-    """Logits for the next token from the tokens so far.
+    An encoder-decoder (``encoder_layers``) is called with the text it writes and the ``source`` it reads.
 
     The keyword ``choices`` are the fields of ``TransformerConfig``. ``device`` is "auto", "cpu" or
     "cuda:0"; ``dtype`` how the weights are stored; ``seed`` makes them repeatable. With ``recompute``
@@ -194,42 +101,34 @@ class Transformer(Module):
         return load(path_or_name, device=device, dtype=dtype)
 
     def _build(self, config: TransformerConfig, build: Builder, seed: int | None) -> None:
-        if config.encoder_layers:
-            raise NotImplementedError("encoder-decoder models: encoder_layers must be 0 for now")
-        if config.position == "relative":
-            raise NotImplementedError("relative positions: choose another position for now")
-        self.config, self.seed = config, seed
         for field in fields(config):
             setattr(self, field.name, getattr(config, field.name))
-        self.device, self.dtype = build.device, build.dtype
+        self.seed, self.device, self.dtype = seed, build.device, build.dtype
         width, std = config.embed_dim, config.init_std
         self.token_embedding = Embedding(config.vocab_size, width, std=std, build=build)
-        self.pos_encoding, self.rotary = self._positions(build)
+        self.pos_encoding = self._additive_positions(config, build)
+        self.type_embedding = Embedding(config.token_types, width, std=std, build=build) \
+            if config.token_types else None  # fmt: skip
+        norm = config.norm if config.embedding_norm else "none"
+        self.embedding_norm = NORMS[norm](width, config.norm_eps, build=build)
         self.embedding_dropout = Dropout(config.dropout)
-        self.transformer_blocks = [
-            TransformerBlock(width, config.num_heads, config.hidden_dim, config=config, build=build)
-            for _ in range(config.num_layers)
-        ]
-        self._ranges = [f"layer.{i:02d}" for i in range(config.num_layers)]
-        self.final_norm = NORMS[config.norm](width, config.norm_eps, build=build)
+        generator = Generator(self.device, seed)
+        self.encoder = Stack(config.encoder, build, generator) if config.encoder_layers else None
+        self.build_stack(config, build, generator)
         self.head = Linear(width, {"vocab": config.vocab_size}, config.head_bias, std, build=build) \
-            if not config.tie_embeddings else None  # fmt: skip
-        self.recompute, self.generator = False, Generator(self.device, seed)
+            if config.head and not config.tie_embeddings else None  # fmt: skip
         for module in self.modules():
             if isinstance(module, Dropout):
-                module.generator = self.generator
+                module.generator = generator
 
-    def _positions(self, build: Builder) -> tuple[Any, Any]:
-        """The additive position encoding, and the rotary one: at most one of them."""
-        config = self.config
+    def _additive_positions(self, config: TransformerConfig, build: Builder) -> Any:
         if config.position == "sinusoidal":
-            table = PositionalEncoding(config.embed_dim, config.max_seq_length, build=build)
-            return table, None
+            return PositionalEncoding(config.embed_dim, config.max_seq_length, build=build)
         if config.position == "learned":
             return LearnedPositionalEmbedding(
                 config.max_seq_length, config.embed_dim, std=config.init_std, build=build
-            ), None
-        return None, Rotary(config, build) if config.position == "rotary" else None
+            )
+        return None
 
     # --- the forward pass ---
     def forward(
@@ -238,19 +137,53 @@ class Transformer(Module):
         mask: Any = None,
         return_attention_weights: bool = False,
         cache: Any = None,
+        *,
+        lengths: Any = None,
+        token_types: Any = None,
+        source: Any = None,
     ) -> Any:
         """Logits (B, T, vocab) for ids (B, T) or (T,), and with ``return_attention_weights`` the
-        list of each layer's weights (B, H, T, S).
+        list of each layer's weights (B, H, T, S). A model without a head gives its states (B, T, embed_dim).
 
         With a ``cache`` (generation's) the ids continue what it holds, and no gradients are
-        recorded.
+        recorded. ``lengths`` (B,) says how many tokens of each row are real, the rest being padding on the
+        right, which nothing then looks at; ``token_types`` (B, T) which embedding of its kind each
+        gets (default 0). ``source`` is what an encoder-decoder reads: ids, or the ``Memory`` that
+        ``encode`` made of them.
         """
         recording = contextlib.nullcontext() if cache is None else no_grad()
         with self.device.active(), recording:
             ids = as_ids(input_ids, self.config.vocab_size, self.device)
-            hidden, weights = self.hidden(ids, mask, cache, None, return_attention_weights)
-            logits = self.logits(hidden)
-        return (logits, weights) if return_attention_weights else logits
+            memory = self._memory(source, cache)
+            hidden, weights = self.hidden(
+                ids, mask, cache, None, return_attention_weights,
+                lengths=lengths, token_types=token_types, memory=memory,
+            )  # fmt: skip
+            out = self.logits(hidden) if self.config.head else hidden
+        return (out, weights) if return_attention_weights else out
+
+    def encode(self, source: Any, lengths: Any = None) -> Memory:
+        """What the encoder of an encoder-decoder makes of ids (B, S) or (S,), of which ``lengths`` (B,) are
+        real. A model without one is a ValueError."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: encoder_layers is 0")
+        with self.device.active(), nvtx.span("encode", "phase"):
+            ids = as_ids(source, self.config.vocab_size, self.device)
+            positions = self._begin(ids)
+            positions.lengths = self._real(lengths, ids)
+            self.encoder.recompute = self.recompute
+            states, _ = self.encoder.through(self.first_states(ids, positions), positions)
+        return Memory(states, positions.lengths)
+
+    def _memory(self, source: Any, cache: Any) -> Memory | None:
+        if source is None and cache is not None:
+            source = cache.memory
+        if (source is None) != (self.encoder is None):
+            raise ValueError(
+                "this model has no encoder: it takes no source" if self.encoder is None
+                else "an encoder-decoder needs the source that it reads: source=ids"
+            )  # fmt: skip
+        return source if source is None or isinstance(source, Memory) else self.encode(source)
 
     def hidden(
         self,
@@ -259,41 +192,54 @@ class Transformer(Module):
         cache: Any = None,
         counts: Any = None,
         return_attention_weights: bool = False,
+        *,
+        lengths: Any = None,
+        token_types: Any = None,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """States (B, T, embed_dim) before the head, for checked ids (B, T) on the device.
 
         ``counts`` (B,), on the host, says how many tokens of each row are real: rows of different
         lengths are padded on the right.
         """
+        if memory is None and self.encoder is not None:
+            memory = self._memory(None, cache)
         positions = self._begin(ids, cache, counts)
-        with nvtx.span("embed", "op", ids.size):
-            x = self.token_embedding.look_up(ids)
-            if self.pos_encoding is not None:
-                x = self.pos_encoding(x, positions.array(ids))
-            x = self.embedding_dropout(x)
-        weights: list[Tensor] = []
-        try:
-            for i, block in enumerate(self.transformer_blocks):
-                if nvtx.on:
-                    nvtx.enter(self._ranges[i], "layer", i)
-                run = functools.partial(
-                    block, mask=mask, return_attention_weights=return_attention_weights,
-                    cache=cache, layer=i, rotary=self.rotary, positions=positions,
-                )  # fmt: skip
-                again = self.recompute and not return_attention_weights
-                made: Any = recompute(run, x, self.generator) if again else run(x)
-                if return_attention_weights:
-                    made, layer_weights = made
-                    weights.append(layer_weights)
-                x = made
-        finally:
-            if nvtx.on:
-                nvtx.leave("layer")
+        if lengths is not None:
+            if cache is not None:
+                raise ValueError("lengths are for a pass without a cache, which keeps its own")
+            real = self._real(lengths, ids)
+            # Padding comes last, where no token looks that looks back only.
+            positions.lengths = None if self.config.causal else real
+        x = self.first_states(ids, positions, token_types)
+        made = self.through(x, positions, mask, cache, memory, return_attention_weights)
         if cache is not None:
             cache.advance()
-        return self.final_norm(x), weights
+        return made
 
-    def _begin(self, ids: Tensor, cache: Any, counts: Any) -> Positions:
+    def first_states(self, ids: Tensor, positions: Positions, token_types: Any = None) -> Tensor:
+        """What the first block gets (B, T, embed_dim) for checked ids (B, T)."""
+        with nvtx.span("embed", "op", ids.size):
+            x = self.token_embedding.look_up(ids)
+            if self.type_embedding is not None:
+                x = x + self.type_embedding.look_up(self._types(token_types, ids))
+            elif token_types is not None:
+                raise ValueError("this model has no token types: token_types must be None")
+            if self.pos_encoding is not None:
+                x = self.pos_encoding(x, positions.array(ids))
+            return self.embedding_dropout(self.embedding_norm(x))
+
+    def _types(self, token_types: Any, ids: Tensor) -> Tensor:
+        if token_types is None:
+            return Tensor(self.device.zeros(ids.shape, "int64"))
+        found = as_ids(token_types, self.config.token_types, self.device)
+        if found.shape != ids.shape:
+            raise ValueError(
+                f"token_types {found.shape} must have the shape of the ids, {ids.shape}"
+            )
+        return found
+
+    def _begin(self, ids: Tensor, cache: Any = None, counts: Any = None) -> Positions:
         """Check that the tokens fit, and say where they stand."""
         length, room = ids.shape[1], self.config.max_seq_length
         if cache is not None:
@@ -302,9 +248,27 @@ class Transformer(Module):
             raise ValueError(f"{length} tokens exceed max_seq_length ({room})")
         return Positions(0, length)
 
+    def _real(self, lengths: Any, ids: Tensor) -> Any:
+        """``lengths`` (B,) on the device, checked on the host; None where all tokens are real."""
+        if lengths is None:
+            return None
+        found = numpy.asarray(to_numpy(as_array(lengths)))
+        batch, most = ids.shape
+        if found.shape != (batch,) or found.dtype.kind not in "iu":
+            raise ValueError(
+                f"lengths must be {batch} whole numbers, not {found.dtype} {found.shape}"
+            )
+        if found.min() < 1 or found.max() > most:
+            raise ValueError(f"lengths must be from 1 to {most}, not {found.tolist()}")
+        return None if found.min() == most else self.device.asarray(found.astype(numpy.int64))
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab) of states (..., embed_dim)."""
+        """Logits (..., vocab) of states (..., embed_dim); a model without a head is a ValueError."""
+        if not self.config.head:
+            raise ValueError("this model has no head: it gives states, not logits")
         with nvtx.span("lm_head", "op", hidden.tokens):
+            if self.config.head_scale != 1.0:
+                hidden = hidden * self.config.head_scale
             if self.head is not None:
                 return self.head(hidden)
             return ops.linear(hidden, self.token_embedding.weight)
@@ -313,14 +277,19 @@ class Transformer(Module):
     @property
     def lm_head(self) -> Tensor:
         """The head (embed_dim, vocab_size): a view, of the embedding where they are tied."""
-        if self.head is None:
-            return self.token_embedding.weight.matrix("weight")
-        return self.head.weight.matrix("vocab")
+        return self._head_weight().matrix(self._head_group())
 
     @lm_head.setter
     def lm_head(self, values: Any) -> None:
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        weight.set_matrix(next(iter(weight.groups)), values)
+        self._head_weight().set_matrix(self._head_group(), values)
+
+    def _head_weight(self) -> Weight:
+        if not self.config.head:
+            raise AttributeError("this model has no head")
+        return self.token_embedding.weight if self.head is None else self.head.weight
+
+    def _head_group(self) -> str:
+        return "weight" if self.head is None else "vocab"
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         if self.head is not None:
@@ -355,10 +324,11 @@ class Transformer(Module):
 
     def _quantize(self, form: Format) -> "Transformer":
         """Put the matrices of the blocks, the embedding and the head in ``form``, or one that fits."""
-        apart = self.pos_encoding.parameters() if isinstance(self.pos_encoding, Module) else []
         for name, weight in self.named_parameters():
-            if isinstance(weight, Weight) and not any(weight is other for other in apart):
-                head = name.startswith("head.") or (self.head is None and "embedding" in name)
+            if isinstance(weight, Weight) and not kept_dense(name):
+                head = name.startswith("head.") or (
+                    self.config.tie_embeddings and "embedding" in name
+                )
                 weight.quantize(fitting(form, weight.shape[1], head))
         return self
 
@@ -368,19 +338,28 @@ class Transformer(Module):
 
         return generate(self, input_ids, max_new_tokens, **options)
 
+    def embed(self, input_ids: Any, pooling: str = "mean", normalize: bool = True) -> Tensor:
+        """One vector (B, embed_dim) for each text: see ``tinytorch_gpu.generation.embed``."""
+        from ..generation import embed
+
+        return embed(self, input_ids, pooling, normalize)
+
     def get_memory_usage(self) -> dict[str, Any]:
         """Parameters and their size in MB, by part."""
         config, embeddings = self.config, self.token_embedding.nbytes
-        if isinstance(self.pos_encoding, LearnedPositionalEmbedding):
-            embeddings += self.pos_encoding.nbytes
-        blocks = sum(block.nbytes for block in self.transformer_blocks)
+        for extra in (self.pos_encoding, self.type_embedding, self.embedding_norm):
+            embeddings += 0 if extra is None else extra.nbytes
+        stacks = [self] if self.encoder is None else [self, self.encoder]
+        norms = sum(stack.final_norm.nbytes for stack in stacks)
+        blocks = sum(block.nbytes for stack in stacks for block in stack.transformer_blocks)
+        blocks += sum(stack.relative.nbytes for stack in stacks if stack.relative is not None)
         head = 0 if self.head is None else self.head.nbytes
         return {
             "total_memory_mb": megabytes(self.nbytes),
             "embedding_memory_mb": megabytes(embeddings),
             "transformer_blocks_memory_mb": megabytes(blocks),
             "lm_head_memory_mb": megabytes(head),
-            "final_norm_memory_mb": megabytes(self.final_norm.nbytes),
+            "final_norm_memory_mb": megabytes(norms),
             "total_parameters": self.count_parameters(),
             "vocab_size": config.vocab_size,
             "embed_dim": config.embed_dim,

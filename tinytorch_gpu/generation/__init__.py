@@ -2,6 +2,7 @@
 
 from .cache import Cache, KVCache
 from .capture import DecodeStep, capture
+from .encoder import embed
 from .engine import generate
 from .prefix import PrefixCache
 from .prompts import Step
@@ -20,5 +21,6 @@ __all__ = [
     "Speculation",
     "Step",
     "capture",
+    "embed",
     "generate",
 ]

@@ -10,7 +10,8 @@ import numpy
 
 from .. import ops
 from ..backend import assign, compute_dtype
-from ..core.attention import Positions
+from ..core.attention import Memory
+from ..core.positions import Positions
 from ..core.tensor import Tensor, as_array, wrap
 from ..devices import Device, device
 from ..quantized.cache import EightBit
@@ -21,8 +22,11 @@ class Cache:
     """Keys and values (batch, capacity, kv heads, head dim) of each layer, rows of any lengths.
 
     A forward pass calls ``begin`` once, ``append`` per layer and ``advance`` at the end; if it
-    fails in between, nothing has been counted.
+    fails in between, nothing has been counted. ``memory`` is what an encoder-decoder's text is about: what
+    its encoder read, with the keys and values of each layer.
     """
+
+    memory: Memory | None = None
 
     def __init__(
         self, layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int,
@@ -73,7 +77,9 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of memory, used or not."""
-        return sum(int(array.nbytes) for array in (*self.keys, *self.values))
+        known = [] if self.memory is None else self.memory.known or []
+        read = [tensor.data for pair in known for tensor in pair]
+        return sum(int(array.nbytes) for array in (*self.keys, *self.values, *read))
 
     # --- one forward pass ---
     def begin(self, batch: int, count: int, counts: Any = None) -> Positions:
@@ -189,7 +195,11 @@ class Cache:
         self._clear_plan()
 
     def save(self) -> dict[str, Any]:
-        """Return a copy of what is held, for ``restore``."""
+        """Return a copy of what is held, for ``restore``; of a text about a source that is a ValueError."""
+        if self.memory is not None:
+            raise ValueError(
+                "the cache of an encoder-decoder belongs to its source: it is not saved"
+            )
         stop = int(self.lengths.max())
         return {
             "lengths": self.lengths.copy(),

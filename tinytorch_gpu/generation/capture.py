@@ -106,6 +106,8 @@ def can_capture(model: Any) -> bool:
     """Whether steps of this model may be captured."""
     if nvtx.on and not nvtx.graphs:  # layers and parts have ranges in ordinary steps only
         return False
+    if model.encoder is not None or not model.config.direct:
+        return False  # keys and values are appended, and biases added, by operations of their own
     return model.device.kind == "cpu" or model.device.kind in DEVICES
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from .cache import Cache
+from .encoder import cache_about
 from .prompts import collected, read_prompts, token_count, token_ids
 from .run import Run
 from .sampler import Sampler, Sampling
@@ -28,7 +31,8 @@ def generate(
     cache_dtype: Any = None,
     speculate: Any = None,
 ) -> Any:
-    """Continue prompts with up to ``max_new_tokens`` tokens each.
+    """Continue prompts with up to ``max_new_tokens`` tokens each. An encoder-decoder reads
+    them instead, and what it writes begins with its start token: a Tensor (B, 1 + n).
 
     ``input_ids`` (T,) or (B, T) gives a Tensor (B, T + n); a list of prompts of different lengths
     gives a list of 1-D Tensors. A row stops at one of ``stop_tokens`` (kept) or at
@@ -45,7 +49,14 @@ def generate(
     count = token_count(max_new_tokens)
     if not hasattr(pad_id, "__index__"):
         raise ValueError(f"pad_id must be a token id, not {pad_id!r}")
+    if not model.config.head:
+        raise ValueError(
+            "this model has no head, so it does not write: model.embed(ids) is what it does"
+        )
     prompts, ragged = read_prompts(input_ids, model.config.vocab_size)
+    if model.encoder is not None:
+        cache = cache_about(model, prompts, count, cache, cache_dtype)
+        prompts, ragged = [numpy.array([model.config.start_token])] * len(prompts), False
     batch, speculation = len(prompts), speculation_of(speculate, model)
     own_draws = speculation is not None and batch > 1  # rows go on at their own pace
     sampler = Sampler(sampling, batch, model.config.vocab_size, model.device, seed, own_draws)

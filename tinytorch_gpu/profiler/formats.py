@@ -6,7 +6,7 @@ byte.
 
 from ..backend import DEVICES, compute_dtype, dtype
 from ..quantized import FORMATS as BY_FILE_NAME
-from ..quantized import Format, fitting, format_named
+from ..quantized import Format, fitting, format_named, kept_dense
 
 # By the name of the dtype, or of the format in blocks.
 FORMATS = {form.name: form for form in BY_FILE_NAME.values()}
@@ -25,7 +25,7 @@ def stored_as(form: Format, name: str, shape: tuple[int, ...], tied: bool) -> Fo
     """
     if not form.blocked:
         return form
-    if len(shape) == 1 or name == "pos_encoding":
+    if len(shape) == 1 or kept_dense(name):
         return FORMATS["float32"]
     head = name == "lm_head" or (tied and name == "token_embedding")
     return fitting(form, shape[1], head)

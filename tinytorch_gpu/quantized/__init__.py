@@ -1,6 +1,6 @@
 """Weights in blocks of a few bits: the formats, their decoding and encoding, and a matrix of them."""
 
-from .choice import MULTIPLIED, fitting
+from .choice import MULTIPLIED, fitting, kept_dense
 from .encode import EncodeError, encode, encode_into, quantize
 from .formats import BLOCKED, FORMATS, Format, format_named, is_blocked
 from .matrix import Blocks, QuantizedMatrix
@@ -18,5 +18,6 @@ __all__ = [
     "fitting",
     "format_named",
     "is_blocked",
+    "kept_dense",
     "quantize",
 ]

@@ -22,3 +22,9 @@ def fitting(form: Format, width: int, head: bool = False) -> Format:
     if width % form.elements and form.name in _FINER:
         form = FORMATS[_FINER[form.name]]
     return form if width % form.elements == 0 else FORMATS["F16"]
+
+
+def kept_dense(name: str) -> bool:
+    """Whether a matrix (by its name in a model's state) is never in blocks: the small tables that are looked up,
+    of positions, of distances, of kinds of token."""
+    return any(part in ("pos_encoding", "relative", "type_embedding") for part in name.split("."))
