@@ -18,6 +18,7 @@ from .gguf import TensorInfo, read_gguf
 from .gguf_config import config_from_gguf
 from .load import load_model
 from .names import matched
+from .onnx_file import is_export, read_export
 from .resolve import DEFAULT_MODEL, resolve
 from .safetensors_file import read_folder
 from .shapes import count_weights
@@ -33,9 +34,10 @@ FIXED_BYTES = 16 << 20
 
 
 class ModelFile:
-    """A GGUF file or a folder in Hugging Face layout, of which only the header has been read.
+    """A GGUF file, a folder in Hugging Face layout or a T5 exported to ONNX, of which only the header has been
+    read (of the last, which has none, all).
 
-    ``format`` is "gguf" or "safetensors"; ``tensors`` the list of TensorInfo; ``metadata`` the
+    ``format`` is "gguf", "safetensors" or "onnx"; ``tensors`` the list of TensorInfo; ``metadata`` the
     GGUF's keys or the contents of config.json; ``family`` the table of tensor names that it uses.
     """
 
@@ -66,7 +68,7 @@ class ModelFile:
         try:
             if self.format == "gguf":
                 return Tokenizer.from_gguf(self.metadata)
-            return Tokenizer.from_folder(self.path)
+            return Tokenizer.from_folder(self.path, self.metadata)
         except ModelFileError:
             raise
         except ValueError as error:
@@ -145,12 +147,16 @@ def open_model(name_or_path: str | Path = DEFAULT_MODEL) -> ModelFile:
     path = resolve(name_or_path)
     if path.is_dir():
         where = path / "config.json"
-        values = read_json(where)
+        form = "safetensors" if where.exists() or not is_export(path) else "onnx"
+        if form == "onnx":
+            values, tensors = read_export(path)
+        else:
+            values, tensors = read_json(where), None
         config = config_from_hf(values, str(where))
-        kind, tensors = values["model_type"], read_folder(path)
+        kind, tensors = values["model_type"], tensors or read_folder(path)
         if kind == "t5":
             config = with_head_of_file(config, tensors)
-        return ModelFile(path, "safetensors", family_of(kind, config), config, tensors, values)
+        return ModelFile(path, form, family_of(kind, config), config, tensors, values)
     header = read_gguf(path)
     family, config = config_from_gguf(header)
     return ModelFile(path, "gguf", family, config, header.tensors, header.metadata)

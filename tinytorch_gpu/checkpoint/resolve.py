@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from .errors import ModelFileError, quoted
+from .onnx_file import is_export
 
 # Demo models: Python packages that carry a model, by the name a user types: the module, the package and the
 # model in it.
@@ -56,7 +57,7 @@ def repository(name: str) -> Path | None:
 
 
 def _folder(path: Path) -> Path:
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() or is_export(path):
         return path
     # A training run: its newest checkpoint. One is called so only when it is whole.
     steps = sorted(p for p in (path / "checkpoints").glob("step-*") if (p / "config.json").exists())

@@ -51,8 +51,9 @@ class Tokenizer:
         return build(metadata)
 
     @classmethod
-    def from_folder(cls, path: Any) -> "Tokenizer":
-        """Read ``tokenizer.json`` and its companions from a folder in Hugging Face layout."""
+    def from_folder(cls, path: Any, model: Mapping[str, Any] | None = None) -> "Tokenizer":
+        """Read ``tokenizer.json`` and its companions from a folder in Hugging Face layout. Where these do not
+        say which tokens end a text, the configuration of the ``model`` does."""
         folder = Path(path)
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -69,7 +70,7 @@ class Tokenizer:
         config = _read_json(folder / "special_tokens_map.json")
         config |= _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
-        eos = generation.get("eos_token_id", [])
+        eos = generation.get("eos_token_id", (model or {}).get("eos_token_id") or [])
         ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         if not all(type(i) is int for i in ids):
             raise ValueError(f"{folder}: eos_token_id must be an id or a list of ids, not {eos!r}")
