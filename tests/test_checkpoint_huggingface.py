@@ -177,19 +177,23 @@ def test_families_of_configs():
     assert kinds["smollm2-135m"] == kinds["llama-linear"] == kinds["llama-dropout"] == "llama"
     assert kinds["qwen2.5-0.5b"] == kinds["qwen2-window"] == "qwen2"
     assert (kinds["mistral"], kinds["qwen3"]) == ("mistral", "qwen3")
+    assert (kinds["bert-base"], kinds["minilm-l6"]) == ("bert", "bert")
+    assert (kinds["t5-small"], kinds["flan-t5-small"]) == ("t5", "t5")
     for name in ("course", "partial-rotary", "geglu", "post-norm", "head-bias"):
         assert kinds[name] == OWN_TYPE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "course"])
-def test_every_family_is_one_to_one(family, name):
+def test_every_family_is_one_to_one(family):
     """The tables name every weight of a model once, with the shapes that the model has."""
-    if (name == "course") != (family == "course") or (name == "gpt2") != ("gpt2" in family):
-        pytest.skip("another family's configuration")
     small = {"vocab_size": 11, "embed_dim": 8, "num_heads": 2, "num_layers": 2, "hidden_dim": 12}
-    source = {"gpt2": "gpt2", "llama": "qwen2.5-0.5b", "course": "course"}[name]
-    choices = {"num_kv_heads": 1, "qk_norm": True} if name == "llama" else {}
+    kind = family.removeprefix("gguf-")
+    llama = ("qwen2.5-0.5b", {"num_kv_heads": 1, "qk_norm": True})
+    source, choices = {
+        "bert": ("bert-base", {}), "t5": ("t5-small", {"encoder_layers": 3}),
+        "t5-gated": ("flan-t5-small", {"encoder_layers": 3}), "gpt2": ("gpt2", {}),
+        "course": ("course", {}), "llama": llama, "qwen": llama,
+    }[kind]  # fmt: skip
     config = PRESETS[source].replace(**small, max_seq_length=16, tie_embeddings=False, **choices)
     state = Transformer.from_config(config, device="cpu", seed=0).state_dict()
     mapped = mapped_tensors(family, config)

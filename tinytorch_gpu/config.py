@@ -1,5 +1,6 @@
 """What a transformer is made of: a few orthogonal choices, and the families that are presets."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -183,6 +184,11 @@ class TransformerConfig:
         return not self.qk_norm and self.position != "relative" and self.attention_scale is None
 
     @property
+    def decoder_only(self) -> bool:
+        """Whether the model predicts the next token from those before it and nothing else."""
+        return self.head and self.causal and not self.encoder_layers
+
+    @property
     def encoder(self) -> "TransformerConfig":
         """Of an encoder-decoder, the encoder: the same blocks, which look both ways."""
         return self.replace(
@@ -212,7 +218,9 @@ class TransformerConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown config fields {unknown}; known are {sorted(known)}")
+            near = difflib.get_close_matches(unknown[0], known, 3)
+            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"unknown config fields {unknown[:10]}{hint}")
         given = dict(values)
         if isinstance(given.get("rope_scaling"), Mapping):
             given["rope_scaling"] = RopeScaling(**given["rope_scaling"])

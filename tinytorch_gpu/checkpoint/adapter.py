@@ -23,11 +23,13 @@ from .saved_config import hf_type
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-_MATRIX = re.compile(r"(transformer_blocks\.\d+)\.(.+)")
+_MATRIX = re.compile(r"((?:encoder\.)?transformer_blocks\.\d+)\.(.+)")
 # The Linear of a block, by the end of the course's name of each matrix in it, and its group there.
 _GROUPS = {
     "attention.w_q": ("attention.qkv", "q"), "attention.w_k": ("attention.qkv", "k"),
     "attention.w_v": ("attention.qkv", "v"), "attention.w_o": ("attention.out", "o"),
+    "cross_attention.w_q": ("cross_attention.query", "q"), "cross_attention.w_k": ("cross_attention.memory", "k"),
+    "cross_attention.w_v": ("cross_attention.memory", "v"), "cross_attention.w_o": ("cross_attention.out", "o"),
     "ffn.w_gate": ("ffn.rise", "gate"), "ffn.w1": ("ffn.rise", "up"), "ffn.w2": ("ffn.fall", "down"),
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ from .adapter import CONFIG, PREFIX, WEIGHTS, Layer, layers_of
 from .save import Replacement, json_text, write_tensors
 from .saved_config import hf_type
 
+_TASKS = {"bert": "FEATURE_EXTRACTION", "t5": "SEQ_2_SEQ_LM"}
+
 
 def save_adapter(model: Transformer, folder: str | os.PathLike[str], base: str = "") -> Path:
     """Write the adapters of ``model`` to ``folder`` (made if needed) as peft does; return the folder.
@@ -36,8 +38,10 @@ def save_adapter(model: Transformer, folder: str | os.PathLike[str], base: str =
             tensors[f"{PREFIX}{name}.lora_B.weight"] = b
             ranks[name] = (len(a), scale * len(a))
     config = _config(layers, ranks, base, adapters(model)[0][1].dropout.p)
-    if hf_type(model.config) == "gpt2":
+    kind = hf_type(model.config)
+    if kind == "gpt2":
         config["fan_in_fan_out"] = True  # GPT-2 keeps its weights as (in, out)
+    config["task_type"] = _TASKS.get(kind, "CAUSAL_LM")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with Replacement(target) as new:
@@ -69,7 +73,7 @@ def _config(
     rank, alpha = Counter(ranks.values()).most_common(1)[0][0]
     short = {name: _short(name, layers, ranks) for name in ranks}
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base or None,
+        "peft_type": "LORA", "base_model_name_or_path": base or None,
         "r": rank, "lora_alpha": _whole(alpha), "lora_dropout": dropout, "bias": "none",
         "target_modules": sorted(set(short.values())), "fan_in_fan_out": False, "inference_mode": True,
         "use_rslora": False, "use_dora": False, "modules_to_save": None,

@@ -102,7 +102,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="RUN", help="the folder of the run: checkpoints, metrics, loss.png")
     add("--resume", metavar="RUN", help="go on with a run (--steps asks for more)")
     model = parser.add_argument_group("model (one of)")
-    model.add_argument("--preset", choices=sorted(PRESETS), help="default shakespeare-char")
+    decoders = sorted(name for name, config in PRESETS.items() if config.decoder_only)
+    model.add_argument("--preset", choices=decoders, help="default shakespeare-char")
     model.add_argument("--config", metavar="FILE", help='JSON: {"model": {...}, "training": {...}}')
     model.add_argument(
         "--init", metavar="MODEL", help="train a loaded model on, as for generate -m"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import ops
 from ..config import TransformerConfig
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _attend(
+def attend(
     q: Tensor, k: Tensor, v: Tensor, weights: bool, dropout: Dropout, *arrays: Any, **options: Any
 ) -> Any:
     """Run attention on (B, T, H, D) with the next dropout draw; (out, weights) if asked."""
@@ -66,7 +66,7 @@ class ScaledDotProductAttention(Module):
             raise ValueError(f"query {q.shape}, key {k.shape} and value {v.shape} do not fit")
         q, k, v = (x.permute(0, 2, 1, 3) for x in (q, k, v))
         scale = 1 / (math.sqrt(q.shape[-1]) * self.temperature)
-        out = _attend(
+        out = attend(
             q, k, v, return_attention_weights, self.dropout,
             prepared_mask(mask, q), None, None, None, scale=scale,
         )  # fmt: skip
@@ -91,18 +91,6 @@ def prepared_mask(mask: Any, like: Tensor) -> Any:
     if any(n not in (1, size) for n, size in zip(mask.shape, sizes, strict=False)):
         raise ValueError(f"mask {mask.shape} does not fit batch {batch} and {heads} heads")
     return mask.data
-
-
-class Memory(NamedTuple):
-    """What an encoder has read, for the cross-attention of a decoder's blocks.
-
-    ``states`` (B, S, embed_dim); ``lengths`` (B,) on the device where rows are padded; ``known`` the keys and
-    values (B, S, K, D) of each layer, where they have been worked out once for many steps.
-    """
-
-    states: Tensor
-    lengths: Any = None
-    known: list[tuple[Tensor, Tensor]] | None = None
 
 
 class MultiHeadAttention(Module):
@@ -180,44 +168,15 @@ class MultiHeadAttention(Module):
         starts, lengths = None, None if positions is None else positions.lengths
         if cache is not None:
             k, v, lengths, starts = cache.append(layer, k, v)
-        result = _attend(
+        result = attend(
             q, k, v, return_attention_weights, self.dropout,
             prepared_mask(mask, q), bias, lengths, starts,
             causal=causal, scale=self.config.attention_scale, window=self.config.sliding_window,
         )  # fmt: skip
         mixed, weights = result if return_attention_weights else (result, None)
-        out = self._joined(mixed, residual)
-        return (out, weights) if return_attention_weights else out
-
-    def across(self, x: Tensor, memory: Memory, layer: int, residual: Tensor | None) -> Tensor:
-        """Cross-attention: what the queries of ``x`` (B, T, embed_dim) find in an encoder's states."""
-        q = self._queries(x)
-        k, v = self.keys_values(memory.states) if memory.known is None else memory.known[layer]
-        if k.shape[0] != q.shape[0]:
-            raise ValueError(f"a memory of {k.shape[0]} rows does not fit {q.shape[0]} rows")
-        mixed = _attend(
-            q, k, v, False, self.dropout, None, None, memory.lengths, None,
-            causal=False, scale=self.config.attention_scale,
-        )  # fmt: skip
-        return self._joined(mixed, residual)
-
-    def keys_values(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, S, K, D) of other states (B, S, embed_dim), by default the same for both."""
-        k = self._heads(self.qkv.group("k", key), self.num_kv_heads)
-        v = self._heads(self.qkv.group("v", key if value is None else value), self.num_kv_heads)
-        return (self.k_norm(k) if self.config.qk_norm else k), v
-
-    def _queries(self, x: Tensor) -> Tensor:
-        q = self._heads(self.qkv.group("q", x), self.num_heads)
-        return self.q_norm(q) if self.config.qk_norm else q
-
-    def _heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.reshape(*x.shape[:2], heads, self.head_dim)
-
-    def _joined(self, mixed: Tensor, residual: Tensor | None) -> Tensor:
-        """The heads (B, T, H, D) side by side, through the projection out."""
         mixed = mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_dim)
-        return self.projection_dropout.add(self.out, mixed, residual)
+        out = self.projection_dropout.add(self.out, mixed, residual)
+        return (out, weights) if return_attention_weights else out
 
     def _step(
         self, x: Tensor, cache: Any, layer: int, rotary: Rotary | None, positions: Any, causal: bool
@@ -257,7 +216,15 @@ class MultiHeadAttention(Module):
         value = key if value is None else as_tensor(value, like)
         if key.shape[:2] != value.shape[:2] or key.shape[0] != x.shape[0]:
             raise ValueError(f"query {x.shape}, key {key.shape}, value {value.shape} do not fit")
-        return self._queries(x), *self.keys_values(key, value)
+        parts = []
+        for source, name, heads in (
+            (x, "q", self.num_heads), (key, "k", self.num_kv_heads), (value, "v", self.num_kv_heads),
+        ):  # fmt: skip
+            y = self.qkv.group(name, source)
+            parts.append(y.reshape(*y.shape[:2], heads, self.head_dim))
+        if self.config.qk_norm:
+            parts[:2] = [self.q_norm(parts[0]), self.k_norm(parts[1])]
+        return tuple(parts)
 
     def own_state(self) -> Iterator[tuple[str, Any]]:
         for group in ("q", "k", "v"):

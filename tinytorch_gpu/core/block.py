@@ -5,7 +5,8 @@ from typing import Any
 
 from .. import nvtx
 from ..config import TransformerConfig
-from .attention import Memory, MultiHeadAttention
+from .attention import MultiHeadAttention
+from .cross_attention import CrossAttention, Memory
 from .layers import NORMS, PositionwiseFeedForward
 from .module import Builder, Module, as_tensor, megabytes
 from .tensor import Tensor
@@ -42,9 +43,7 @@ class TransformerBlock(Module):
         )
         if config.encoder_layers:
             self.cross_norm = norm(embed_dim, config.norm_eps, build=build)
-            self.cross_attention = MultiHeadAttention(
-                embed_dim, num_heads, config.dropout, config=config, build=build
-            )
+            self.cross_attention = CrossAttention(config, build)
         self.norm2 = norm(embed_dim, config.norm_eps, build=build)
         deep = config.init_std and config.init_std / (2 * max(config.num_layers, 1)) ** 0.5
         self.ffn = PositionwiseFeedForward(
@@ -79,7 +78,7 @@ class TransformerBlock(Module):
 
         def cross(inner: Tensor, residual: Tensor | None) -> Tensor:
             assert memory is not None
-            return self.cross_attention.across(inner, memory, where.get("layer", 0), residual)
+            return self.cross_attention(inner, memory, where.get("layer", 0), residual)
 
         try:
             x = self._part(x, "norm1", "attention", attend)

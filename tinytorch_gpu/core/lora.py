@@ -113,14 +113,23 @@ class Place(NamedTuple):
     layer: Linear
 
 
+_LINEARS = (
+    "attention.qkv", "attention.out", "cross_attention.query", "cross_attention.memory",
+    "cross_attention.out", "ffn.rise", "ffn.fall",
+)  # fmt: skip
+
+
 def places(model: Module) -> list[Place]:
-    """Every Linear of the blocks, in order: the head has no adapters."""
-    found = []
-    for i, block in enumerate(getattr(model, "transformer_blocks", [])):
-        for name in ("attention.qkv", "attention.out", "ffn.rise", "ffn.fall"):
-            module, _, layer = name.partition(".")
-            linear = getattr(getattr(block, module), layer)
-            found.append(Place(f"transformer_blocks.{i}.{name}", linear))
+    """Every Linear of the blocks, an encoder's too, in order: the head has no adapters."""
+    found, encoder = [], getattr(model, "encoder", None)
+    for start, stack in (("encoder.", encoder), ("", model)):
+        for i, block in enumerate(getattr(stack, "transformer_blocks", [])):
+            for name in _LINEARS:
+                module, _, layer = name.partition(".")
+                part = getattr(block, module, None)
+                if part is not None:
+                    full = f"{start}transformer_blocks.{i}.{name}"
+                    found.append(Place(full, getattr(part, layer)))
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from .. import nvtx
 from ..config import TransformerConfig
 from ..rng import Generator
-from .attention import Memory
 from .block import TransformerBlock
+from .cross_attention import Memory
 from .layers import NORMS
 from .module import Builder, Module
 from .positions import Positions, RelativePositions, Rotary

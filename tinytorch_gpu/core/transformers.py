@@ -17,8 +17,8 @@ from ..devices import Device, device
 from ..quantized import Format, QuantizedMatrix, fitting, format_named, is_blocked, kept_dense
 from ..rng import Generator
 from ..weight import Weight
-from .attention import Memory
 from .block import TransformerBlock
+from .cross_attention import Memory
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
 from .module import Builder, megabytes

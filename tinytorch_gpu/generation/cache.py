@@ -10,7 +10,7 @@ import numpy
 
 from .. import ops
 from ..backend import assign, compute_dtype
-from ..core.attention import Memory
+from ..core.cross_attention import Memory
 from ..core.positions import Positions
 from ..core.tensor import Tensor, as_array, wrap
 from ..devices import Device, device

@@ -6,7 +6,7 @@ import numpy
 
 from .. import nvtx
 from ..config import one_of
-from ..core.attention import Memory
+from ..core.cross_attention import Memory
 from ..core.tensor import Tensor, no_grad, wrap
 from .cache import Cache
 from .prefill import padded

@@ -151,7 +151,7 @@ class DraftModel(Speculation):
         self._valid, self._count = numpy.zeros(0, numpy.int64), 1
 
     def check(self, model: Any) -> None:
-        if self.model.encoder is not None or not self.model.config.head:
+        if not self.model.config.decoder_only:
             raise ValueError(
                 "a draft model must be a decoder alone: it does not see what others read"
             )

@@ -94,8 +94,8 @@ class Setting:
     cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.config.encoder_layers or self.config.position == "relative":
-            raise ValueError("encoder-decoder models and relative positions are not counted yet")
+        if self.config.encoder_layers or self.config.position == "relative" or not self.config.head:
+            raise ValueError("encoders and relative positions are not counted yet")
         format_named(self.dtype)
         if self.cache_dtype is not None:
             format_named(self.cache_dtype)

@@ -57,6 +57,11 @@ class Trainer:
         config: TrainingConfig,
         run: Run | None = None,
     ):
+        if not (model.config.head and model.encoder is None):
+            raise ValueError(
+                "a Trainer teaches a model to predict the next token of a text: it takes no encoder. Train "
+                "one with an optimizer and a loss of its own"
+            )
         if dataset.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"the data has ids up to {dataset.vocab_size - 1}, the model a vocabulary of "
