@@ -24,17 +24,34 @@ struct q4_k { half scale, minimum; unsigned char groups[12], pairs[128]; };
 struct q5_k { half scale, minimum; unsigned char groups[12], upper[32], pairs[128]; };
 struct q6_k { unsigned char pairs[128], upper[64]; signed char groups[16]; half scale; };
 
+template <> constexpr int GROUP_BYTES<q5_0> = GROUP / 32 * (int)sizeof(q5_0);
+template <> constexpr int GROUP_BYTES<q5_1> = GROUP / 32 * (int)sizeof(q5_1);
+template <> constexpr int GROUP_BYTES<q4_k> = GROUP / 256 * (int)sizeof(q4_k);
+template <> constexpr int GROUP_BYTES<q5_k> = GROUP / 256 * (int)sizeof(q5_k);
+template <> constexpr int GROUP_BYTES<q6_k> = GROUP / 256 * (int)sizeof(q6_k);
+
+// N bytes from an even address on, two in a load.
+template <int N> struct Bytes {
+    unsigned short pairs[N / 2];
+
+    __device__ explicit Bytes(const unsigned char* from) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) pairs[i] = ((const unsigned short*)from)[i];
+    }
+    __device__ int operator[](int i) const { return pairs[i >> 1] >> 8 * (i & 1) & 255; }
+};
+
 // Four bytes of `pairs` hold elements 4 p .. 4 p + 3 in their low halves and 16 more in their high ones.
 struct Fives : Nibbles {
     __device__ static void take(
             float (&w)[8], const unsigned char* upper, const unsigned char* pairs, int quarter, float scale, float offset) {
         const unsigned short* halves = (const unsigned short*)upper;
-        unsigned bits = halves[0] | (unsigned)halves[1] << 16;
+        unsigned bits = (halves[0] | (unsigned)halves[1] << 16) >> 4 * quarter;
+        Bytes<4> of(pairs + 4 * quarter);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int element = 4 * quarter + i, byte = pairs[element];
-            w[i] = fmaf(scale, (float)((byte & 15) | (bits >> element & 1) << 4), offset);
-            w[i + 4] = fmaf(scale, (float)(byte >> 4 | (bits >> (element + 16) & 1) << 4), offset);
+            w[i] = fmaf(scale, (float)((of[i] & 15) | (bits >> i & 1) << 4), offset);
+            w[i + 4] = fmaf(scale, (float)(of[i] >> 4 | (bits >> (i + 16) & 1) << 4), offset);
         }
     }
 };
@@ -84,7 +101,7 @@ template <> struct Blocks<q4_k> : Neighbours {
         const unsigned char* block = blocks + (pack >> 5) * sizeof(q4_k);
         int group = pack >> 2 & 7, at = 8 * (pack & 3);
         Group of(block, group);
-        const unsigned char* pairs = block + 16 + 32 * (group >> 1) + at;
+        Bytes<8> pairs(block + 16 + 32 * (group >> 1) + at);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             w[i] = of.scale * (float)(pairs[i] >> 4 * (group & 1) & 15) - of.minimum;
@@ -96,7 +113,7 @@ template <> struct Blocks<q5_k> : Neighbours {
         const unsigned char* block = blocks + (pack >> 5) * sizeof(q5_k);
         int group = pack >> 2 & 7, at = 8 * (pack & 3);
         Group of(block, group);
-        const unsigned char *upper = block + 16 + at, *pairs = block + 48 + 32 * (group >> 1) + at;
+        Bytes<8> upper(block + 16 + at), pairs(block + 48 + 32 * (group >> 1) + at);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int value = (pairs[i] >> 4 * (group & 1) & 15) | (upper[i] >> group & 1) << 4;
@@ -109,8 +126,8 @@ template <> struct Blocks<q6_k> : Neighbours {
     __device__ static void take(float (&w)[8], const unsigned char* blocks, int pack) {
         const unsigned char* block = blocks + (pack >> 5) * sizeof(q6_k);
         int within = pack & 31, part = within >> 2 & 3, at = 8 * (within & 3);
-        const unsigned char* pairs = block + 64 * (within >> 4) + 32 * (part & 1) + at;
-        const unsigned char* upper = block + 128 + 32 * (within >> 4) + at;
+        Bytes<8> pairs(block + 64 * (within >> 4) + 32 * (part & 1) + at);
+        Bytes<8> upper(block + 128 + 32 * (within >> 4) + at);
         float scale = half_at(block + 208) * (float)(signed char)block[192 + (within >> 1)];
 #pragma unroll
         for (int i = 0; i < 8; i++) {

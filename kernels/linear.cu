@@ -5,7 +5,7 @@
 // bias, activation and residual behind) rides along without a trip through memory.
 //
 // Layout: x (rows, width) in REAL; W in PARAM, outputs one after the other, each `pitch` bytes: dense numbers or
-// GGUF's blocks (quantized.cuh). A block holds x in shared memory. Each warp makes two outputs at a time:
+// GGUF's blocks (quantized.cuh, fine_blocks.cuh). A block holds x in shared memory. Each warp makes two outputs at a time:
 // neighbours, or with a gated activation output j and its gate. Two,
 // because then x is read from shared memory and widened half as often. Its lanes take 16 bytes of each row in
 // turn and add up by shuffles. Where there are too few outputs to give every warp of the device some, `split` of them
@@ -25,8 +25,8 @@
 // Registers: two sums per row, 32 for sixteen rows (128 in all: two blocks of eight warps or one of sixteen), 64 for
 // dense weights of one or two rows (four blocks), 80 for blocks of weights (three). Shared memory: x, the
 // sums of four to sixteen turns (2 or 8 KB) and for blocks of weights two kilobytes a warp or less.
+#include "fine_blocks.cuh"
 #include "linear_ends.cuh"
-#include "quantized.cuh"
 
 #define FEW_BLOCKS STAGE<PARAM> ? 3 : 4  // a processor, of one or two rows
 #define FEW_TURNS 16                     // of a block's warps between two stores of what they have made
@@ -102,13 +102,13 @@ template <int ROWS, class W> __device__ inline void dot_singly(
 
 // The same for rows of blocks, which a warp takes apart in its `stage` of shared memory.
 template <int ROWS, class B> __device__ inline void dot_blocks(
-        float (&sums)[2][ROWS], const B* one, const B* two, const REAL* xs, unsigned char* stage, Way way, Shapes s) {
-    int lane = threadIdx.x & 31;
+        float (&sums)[2][ROWS], const unsigned char* one, const unsigned char* two, const REAL* xs, unsigned char* stage,
+        Way way, Shapes s) {
+    const int lane = threadIdx.x & 31, whole = GROUP_BYTES<B>;
     for (int start = way.part * GROUP; start < s.width; start += way.split * GROUP) {
-        int packs = min(GROUP, s.width - start) / 8, bytes = packs / 4 * (int)sizeof(B);
+        int packs = min(GROUP, s.width - start) / 8, bytes = packs * whole / (GROUP / 8), at = start / GROUP * whole;
         __syncwarp();
-        stage_two<STAGE<B>>(
-            stage, (const unsigned char*)(one + start / 32), (const unsigned char*)(two + start / 32), bytes);
+        stage_two<STAGE<B>>(stage, one + at, two + at, bytes);
         __syncwarp();
         for (int pack = lane; pack < packs; pack += 32) {
             float a[8], b[8];
@@ -132,12 +132,12 @@ struct Places {
 
 // This warp's share of outputs j and other: lane r gets the sums of row r.
 template <int ROWS> __device__ inline void dot_two(float (&mine)[2], int j, int other, Places at, Way way, Shapes s) {
-    const PARAM* one = (const PARAM*)(at.weight + j * at.pitch);
-    const PARAM* two = other < s.outs ? (const PARAM*)(at.weight + other * at.pitch) : one;  // a last one alone
+    const unsigned char* one = at.weight + j * at.pitch;
+    const unsigned char* two = other < s.outs ? at.weight + other * at.pitch : one;  // a last one alone
     float sums[2][ROWS] = {};
-    if constexpr (STAGE<PARAM> > 0) dot_blocks<ROWS>(sums, one, two, at.xs, at.stage, way, s);
-    else if (way.wide) dot_dense<ROWS>(sums, one, two, at.xs, way, s);
-    else dot_singly<ROWS>(sums, one, two, at.xs, way, s);
+    if constexpr (STAGE<PARAM> > 0) dot_blocks<ROWS, PARAM>(sums, one, two, at.xs, at.stage, way, s);
+    else if (way.wide) dot_dense<ROWS>(sums, (const PARAM*)one, (const PARAM*)two, at.xs, way, s);
+    else dot_singly<ROWS>(sums, (const PARAM*)one, (const PARAM*)two, at.xs, way, s);
 #pragma unroll
     for (int row = 0; row < ROWS; row++)
 #pragma unroll
@@ -170,7 +170,7 @@ __device__ inline void write_outputs(Places at, Board board, int first, int turn
             sum += parts[2 * w];
             if (gate) up += parts[2 * w + 1];
         }
-        at.out[(long long)row * outs + j] = narrow<REAL>(finished(sum, up, row, j, outs, after));
+        at.out[after.place(row, j)] = narrow<REAL>(finished(sum, up, row, j, after));
     }
 }
 
@@ -222,12 +222,12 @@ __device__ inline Way way_of(const void* weight, int width, long long pitch, int
     return {(int)(threadIdx.x >> 5) % split, split, wide};
 }
 
-// One or two rows.
+// One or two rows. The outputs are those from `first` on of the `made` in a row of `out`: a weight may be in parts.
 extern "C" __global__ void __launch_bounds__(256, FEW_BLOCKS) linear_decode(
         const REAL* __restrict__ x, const void* __restrict__ weight, const void* __restrict__ bias,
         const REAL* __restrict__ residual, REAL* __restrict__ out, const void* __restrict__ gain,
         const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
-        int split, int norm, int norm_kind, int bias_kind, int activation) {
+        int split, int first, int made, int norm, int norm_kind, int bias_kind, int activation) {
     extern __shared__ unsigned char memory[];
     __shared__ float sums[FEW_TURNS * 2 * (2 * 8 + 1)];
     Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
@@ -236,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(256, FEW_BLOCKS) linear_decode(
     prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
     Places at = places(xs, weight, padded, sums, out, pitch, s);
     Way way = way_of(weight, width, pitch, split);
-    After after = {bias, residual, bias_kind, activation};
+    After after = {bias, residual, bias_kind, activation, first, made};
     if (rows == 1) all_outputs<1, FEW_TURNS>(at, way, s, after);
     else all_outputs<2, FEW_TURNS>(at, way, s, after);
 }
@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) linear_decode_many(
         const REAL* __restrict__ x, const void* __restrict__ weight, const void* __restrict__ bias,
         const REAL* __restrict__ residual, REAL* __restrict__ out, const void* __restrict__ gain,
         const void* __restrict__ shift, float eps, int rows, int width, int outs, long long pitch,
-        int split, int norm, int norm_kind, int bias_kind, int activation) {
+        int split, int first, int made, int norm, int norm_kind, int bias_kind, int activation) {
     extern __shared__ unsigned char memory[];
     __shared__ float sums[MANY_TURNS * 16 * (2 * 16 + 1)];
     Shapes s = {rows, width, outs, (width + 7) / 8 * 8};
@@ -255,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) linear_decode_many(
     prepare(xs, x, padded, s, {gain, shift, norm, norm_kind, eps});
     Places at = places(xs, weight, padded, sums, out, pitch, s);
     Way way = way_of(weight, width, pitch, split);
-    After after = {bias, residual, bias_kind, activation};
+    After after = {bias, residual, bias_kind, activation, first, made};
     if (padded == 4) all_outputs<4, MANY_TURNS>(at, way, s, after);
     else if (padded == 8) all_outputs<8, MANY_TURNS>(at, way, s, after);
     else all_outputs<16, MANY_TURNS>(at, way, s, after);

@@ -8,7 +8,14 @@ enum Norm { NO_NORM, LAYER_NORM, RMS_NORM };
 
 struct Shapes { int rows, width, outs, room; };  // room: elements of a row of x in shared memory
 struct Before { const void *gain, *shift; int norm, kind; float eps; };
-struct After { const void* bias; const REAL* residual; int kind, activation; };
+// What follows for outputs that are those from `first` on of the `made` in a row of results.
+struct After {
+    const void* bias;
+    const REAL* residual;
+    int kind, activation, first, made;
+
+    __device__ long long place(int row, int j) const { return (long long)row * made + first + j; }
+};
 
 // Element i of an array of float, half or bfloat16 (kind 0, 1, 2).
 __device__ inline float number_at(const void* p, int kind, int i) {
@@ -83,11 +90,11 @@ __device__ inline void normalize_rows(REAL* xs, Shapes s, Before before) {
 }
 
 // Output j of a row, from its sum: bias, activation, residual. `up` is what a gated one is multiplied by.
-__device__ inline float finished(float sum, float up, int row, int j, int outs, After after) {
+__device__ inline float finished(float sum, float up, int row, int j, After after) {
     if (after.bias) {
-        sum += number_at(after.bias, after.kind, j);
-        if (gated(after.activation)) up += number_at(after.bias, after.kind, j + outs);
+        sum += number_at(after.bias, after.kind, after.first + j);
+        if (gated(after.activation)) up += number_at(after.bias, after.kind, after.first + j + after.made);
     }
     float y = activate(sum, up, after.activation);
-    return after.residual ? y + widen(after.residual[(long long)row * outs + j]) : y;
+    return after.residual ? y + widen(after.residual[after.place(row, j)]) : y;
 }

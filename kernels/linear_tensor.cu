@@ -91,7 +91,7 @@ template <int TILES> __device__ inline void all_outputs(
                 if (gate) up += part[8];
             }
             int to = (int)first + column;
-            if (to < made) out[(long long)row * made + to] = narrow<REAL>(finished(sum, up, row, to, made, after));
+            if (to < made) out[after.place(row, to)] = narrow<REAL>(finished(sum, up, row, to, after));
         }
         __syncthreads();
     }
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) linear_decode_tensor
     float* sums = (float*)(memory + (long long)rows * room * sizeof(REAL));
     stage_rows(xs, x, s);
     if (norm) normalize_rows(xs, s, {gain, shift, norm, norm_kind, eps});
-    After after = {bias, residual, bias_kind, activation};
+    After after = {bias, residual, bias_kind, activation, 0, gated(activation) ? outs / 2 : outs};
     if (rows <= 8) all_outputs<1>(xs, weight, sums, out, s, after);
     else all_outputs<2>(xs, weight, sums, out, s, after);
 }

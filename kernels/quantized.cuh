@@ -1,8 +1,8 @@
-// Weights as they lie in memory: 16 bytes of dense ones, and GGUF's blocks of 32.
+// Weights as they lie in memory: 16 bytes of dense ones, and GGUF's blocks of 32 (of 256: fine_blocks.cuh).
 //
 // A block is a scale (and a minimum) in half precision and 32 integers of 8 or 4 bits, 34, 18 or 20 bytes: no
-// lane can load its part of one in a single aligned access. So a warp copies a group of 32 blocks, which lie
-// one after the other, to shared memory word by word, and takes them apart there, four lanes to a block.
+// lane can load its part of one in a single aligned access. So a warp copies a group of 1024 weights, whose blocks lie
+// one after the other, to shared memory word by word, and takes them apart there, eight weights a lane.
 #pragma once
 #include "memory.cuh"
 
@@ -12,11 +12,12 @@ struct q4_1 { half scale, minimum; unsigned char pairs[16]; };  // the same, plu
 
 #define GROUP 1024  // elements of a row that a warp stages at a time
 
-// Bytes of shared memory for one row's group.
-template <class W> constexpr int STAGE = 0;
-template <> constexpr int STAGE<q8_0> = GROUP / 32 * (int)sizeof(q8_0);
-template <> constexpr int STAGE<q4_0> = GROUP / 32 * (int)sizeof(q4_0);
-template <> constexpr int STAGE<q4_1> = GROUP / 32 * (int)sizeof(q4_1);
+// Bytes of a group, and of shared memory for one row's: room for whole loads of 16 bytes.
+template <class W> constexpr int GROUP_BYTES = 0;
+template <> constexpr int GROUP_BYTES<q8_0> = GROUP / 32 * (int)sizeof(q8_0);
+template <> constexpr int GROUP_BYTES<q4_0> = GROUP / 32 * (int)sizeof(q4_0);
+template <> constexpr int GROUP_BYTES<q4_1> = GROUP / 32 * (int)sizeof(q4_1);
+template <class W> constexpr int STAGE = (GROUP_BYTES<W> + 15) / 16 * 16;
 
 // The dense weights in 16 bytes, widened.
 template <class W, int N> __device__ inline void unpack(float (&w)[N], uint4 bits) {
@@ -32,7 +33,7 @@ __device__ inline float half_at(const unsigned char* p) {
     return widen(h);
 }
 
-// take: the eight weights of pack `pack` (a quarter of a block) out of a stage; they belong to the four elements
+// take: the eight weights of pack `pack` out of a stage; they belong to the four elements
 // of x from `first` on and the four from `second` on, TOGETHER if those are eight neighbours.
 template <class B> struct Blocks;
 
@@ -93,27 +94,31 @@ template <> struct Blocks<q4_1> : Nibbles {
     }
 };
 
+// How far back from an address, in words, the 32-byte sector begins that it lies in.
+template <class W> __device__ inline int into_sector(const unsigned char* p) {
+    return (int)((unsigned long long)p & 31) / (int)sizeof(W);
+}
+
 // A warp copies `bytes` bytes of each of two rows to their stages, loads ahead of the
-// stores: else every load would wait for the one before.
+// stores: else every load would wait for the one before. Its loads begin with sectors, wherever the rows do.
 template <class W, int MOST> __device__ inline void stage_words(
         unsigned char* to, const unsigned char* one, const unsigned char* two, int bytes) {
     const int held = 2;  // as many as registers are left for
-    int count = bytes / (int)sizeof(W);
+    const int count = bytes / (int)sizeof(W), lane = threadIdx.x & 31;
+    int first = lane - into_sector<W>(one), second = lane - into_sector<W>(two);
 #pragma unroll 1
-    for (int start = threadIdx.x & 31; start < count; start += 32 * held) {
+    for (; min(first, second) < count; first += 32 * held, second += 32 * held) {
         W words[2][held];
 #pragma unroll
-        for (int n = 0; n < held; n++)
-            if (start + 32 * n < count) {
-                words[0][n] = ((const W*)one)[start + 32 * n];
-                words[1][n] = ((const W*)two)[start + 32 * n];
-            }
+        for (int n = 0; n < held; n++) {
+            if ((unsigned)(first + 32 * n) < (unsigned)count) words[0][n] = ((const W*)one)[first + 32 * n];
+            if ((unsigned)(second + 32 * n) < (unsigned)count) words[1][n] = ((const W*)two)[second + 32 * n];
+        }
 #pragma unroll
-        for (int n = 0; n < held; n++)
-            if (start + 32 * n < count) {
-                ((W*)to)[start + 32 * n] = words[0][n];
-                ((W*)(to + MOST))[start + 32 * n] = words[1][n];
-            }
+        for (int n = 0; n < held; n++) {
+            if ((unsigned)(first + 32 * n) < (unsigned)count) ((W*)to)[first + 32 * n] = words[0][n];
+            if ((unsigned)(second + 32 * n) < (unsigned)count) ((W*)(to + MOST))[second + 32 * n] = words[1][n];
+        }
     }
 }
 

@@ -23,6 +23,7 @@ import numpy as np
 from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS, reference_only
 from tinytorch_gpu.core.tensor import no_grad
+from tinytorch_gpu.quantized import Blocks, QuantizedMatrix, encode
 
 RESULTS = Path(__file__).parent / "results" / "kernels_gpu.json"
 # How far a kernel may be from its reference in the same dtype, relative to the largest number.
@@ -188,12 +189,10 @@ class Bench:
             product = None if self.dtype == "bfloat16" else lambda x=x: x @ matrix.T
             yield Work(f"linear, {rows} rows", *forward("linear", x, matrix), matrix.nbytes,
                        2 * rows * matrix.size, product)  # fmt: skip
-            for name, each in (("q8_0", 34), ("q4_0", 18)):
-                blocks = np.zeros((outs, width // 32, each), np.uint8)
-                blocks[:, :, :2] = np.full(1, 0.01, np.float16).view(np.uint8)
-                blocks[:, :, 2:] = self.random.integers(0, 256, blocks[:, :, 2:].shape, np.uint8)
-                raw = self.place.asarray(blocks.reshape(outs, -1))
-                yield Work(f"{name}, {rows} rows", *quantized(x, raw, name, blocks), blocks.size,
+            for name in ("q8_0", "q4_0", "q4_k", "q6_k"):
+                noise = self.random.standard_normal((outs, width), np.float32)
+                blocks = QuantizedMatrix(Blocks(name, encode(noise * 0.05, name)))
+                yield Work(f"{name}, {rows} rows", *quantized(x, blocks), blocks.nbytes,
                            2 * rows * width * outs)  # fmt: skip
 
     def ends(self) -> Iterator[Work]:
@@ -221,17 +220,17 @@ class Bench:
         )
 
 
-def quantized(x: Any, raw: Any, name: str, blocks: Any) -> tuple[Any, Any]:
+def quantized(x: Any, weight: Any) -> tuple[Any, Any]:
     """A product with GGUF's blocks, and a check by the weights that they are."""
-    from tinytorch_gpu.checkpoint.quantization import FORMATS
     from tinytorch_gpu.cuda.linear import quantized_linear
 
+    moved = weight.moved_to(devices.device_of(x))
+
     def run() -> Any:
-        return quantized_linear(x, raw, name)
+        return quantized_linear(x, moved)
 
     def check() -> float:
-        weight = FORMATS[name.upper()].decode(blocks.reshape(-1, blocks.shape[-1]))
-        expected = x.get().astype(np.float32) @ weight.reshape(len(blocks), -1).T
+        expected = x.get().astype(np.float32) @ np.asarray(weight).T
         made = run().get().astype(float)
         return float(np.abs(made - expected).max() / max(1.0, np.abs(expected).max()))
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.quantized import BLOCKED, Blocks, QuantizedMatrix, format_named
 
 RESULTS = Path(__file__).parent / "results" / "traffic.md"
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
-BLOCKS = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
 SECTORS, CONFLICT = 1.1, 2.0  # the most over the fewest
 
 
@@ -191,10 +191,15 @@ def linears(storage: str) -> Iterator[Entry]:
     width = 1024
     for rows in (1, 2, 4, 8, 16):
         outs = 1536 if rows <= 8 else 4096
-        if storage in BLOCKS:
-            x, pitch, each = array(rows, width, dtype="float16"), width // 32 * BLOCKS[storage], 2
+        if storage in BLOCKED:
+            pitch = format_named(storage).row_bytes(width)
             raw = devices.device("emulated").asarray(np.zeros((outs, pitch), np.uint8))
-            run: Callable[[], Any] = lambda x=x, raw=raw: quantized_linear(x, raw, storage)  # noqa: E731
+            x, blocks, each = (
+                array(rows, width, dtype="float16"),
+                QuantizedMatrix(Blocks(storage, raw)),
+                2,
+            )
+            run: Callable[[], Any] = lambda x=x, blocks=blocks: quantized_linear(x, blocks)  # noqa: E731
         else:
             x, each = array(rows, width, dtype=storage), SIZES[storage]
             pitch, weight = width * each, array(outs, width, dtype=storage)
@@ -233,7 +238,7 @@ PARTS = [
         for part in (norms, activations, losses, optimizers, attentions)
         for dtype in SIZES
     ),
-    *((linears, storage) for storage in (*SIZES, *BLOCKS)),
+    *((linears, storage) for storage in (*SIZES, *BLOCKED)),
 ]
 
 

@@ -52,6 +52,13 @@ def _sample_cases() -> list[Case]:
         _sample("all equal", fixed(flat), 1.0, [7, 0], [1.0, 0.3], 0.0),
         _sample("hidden classes", fixed(hidden), 1.0, [10, 60], [0.9, 0.5], 0.0),
         _sample("nearly equal", _spread((2, 300), 1e-3), 1.0, [25, 0], [0.7, 0.6], 0.0),
+        # An edge among more logits of one bin than a block has threads, and than are listed. A logit missed
+        # moves what is drawn by part of a place.
+        _sample("crowded", _spread((8, 1500), 1e-3), 1.0, np.arange(1100, 1500, 50), 1.0, 0.0),
+        _sample(
+            "crowded, top p", _spread((8, 1500), 1e-3), 1.0, 0, np.linspace(0.75, 0.97, 8), 0.0
+        ),
+        _sample("overfull", _spread((3, 5000), 1e-3), 1.0, [4400, 4700, 0], [1.0, 1.0, 0.93], 0.0),
         _sample("far apart", _spread((2, 300), 300.0), 1.0, [25, 0], [0.7, 0.6], 0.0),
         _sample("nearly cold", _spread((2, 300), 2.0), 1e-3, [25, 0], [0.7, 0.6], 0.0),
         _sample("hot", _spread((2, 300), 2.0), 50.0, [25, 0], [0.7, 0.6], 0.0),

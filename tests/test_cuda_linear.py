@@ -10,7 +10,7 @@ from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda import linear as cuda_linear
 from tinytorch_gpu.cuda.linear import decode_linear, quantized_linear
-from tinytorch_gpu.quantized import FORMATS
+from tinytorch_gpu.quantized import BLOCKED, Blocks, QuantizedMatrix, encode, format_named
 
 NORMS = {
     "layer": lambda x, g, s, eps: OPS["layer_norm"].reference(x, g, s, eps=eps)[0],
@@ -18,20 +18,29 @@ NORMS = {
 }
 
 
-SIZES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
-
-
 def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
     """Random bytes as rows of blocks, with scales that are numbers of ordinary size."""
-    random = np.random.default_rng(seed)
-    made = random.integers(0, 256, (outs, width // 32, SIZES[quantization]), dtype=np.uint8)
-    scales = random.uniform(-0.1, 0.1, (outs, width // 32, 2)).astype(np.float16)
-    count = 4 if quantization == "q4_1" else 2
-    made[:, :, :count] = scales.view(np.uint8)[:, :, :count]
+    random, form = np.random.default_rng(seed), format_named(quantization)
+    made = random.integers(0, 256, (outs, width // form.elements, form.nbytes), dtype=np.uint8)
+    for at in form.halves:
+        most = 0.1 if form.elements == 32 else 0.003
+        scales = random.uniform(-most, most, (*made.shape[:2], 1)).astype(np.float16)
+        made[:, :, at : at + 2] = scales.view(np.uint8)
     return made.reshape(outs, -1)
 
 
-@pytest.mark.parametrize("quantization", ["q8_0", "q4_0", "q4_1"])
+def matrix(place: Any, raw: Any, quantization: str) -> QuantizedMatrix:
+    return QuantizedMatrix(Blocks(quantization, place.asarray(raw)))
+
+
+# Every format with x in float32; one of each kind of block is enough in 16 bits: every variant is a compilation.
+_VARIANTS = [
+    *((name, "float32") for name in BLOCKED),
+    ("q8_0", "float16"), ("q4_0", "float16"), ("q4_1", "float16"), ("q5_k", "float16"), ("q6_k", "bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), _VARIANTS)
 @pytest.mark.parametrize(
     ("rows", "width", "outs", "activation"),
     [
@@ -43,31 +52,56 @@ def blocks(quantization: str, outs: int, width: int, seed: int = 0) -> Any:
     ],
 )  # fmt: skip
 def test_quantized_weights(
-    gpu: str, quantization: str, rows: int, width: int, outs: int, activation: str | None
+    gpu: str,
+    quantization: str,
+    dtype: str,
+    rows: int,
+    width: int,
+    outs: int,
+    activation: str | None,
 ) -> None:
-    place, random = devices.device(gpu), np.random.default_rng(1)
+    place, random, form = devices.device(gpu), np.random.default_rng(1), format_named(quantization)
+    width = -(-width // form.elements) * form.elements
     raw = blocks(quantization, outs, width)
-    weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
-    weight = weight.reshape(outs, width)
-    x = random.standard_normal((rows, width)).astype(np.float32)
+    weight = form.decode(raw.reshape(-1, form.nbytes)).reshape(outs, width)
     bias = random.standard_normal(outs).astype(np.float32)
     made_width = outs // 2 if activation in ("swiglu", "geglu") else outs
-    residual = random.standard_normal((rows, made_width)).astype(np.float32)
-    for dtype in ("float32", "float16"):
-        wide = [a.astype(dtype).astype(np.float64) for a in (x, residual)]
-        truth = OPS["linear"].reference(
-            wide[0], weight.astype(np.float64), bias.astype(np.float64), wide[1],
-            activation=activation,
-        )[0]  # fmt: skip
-        made = quantized_linear(
-            place.asarray(x.astype(dtype)), place.asarray(raw), quantization, place.asarray(bias),
-            place.asarray(residual.astype(dtype)), activation=activation,
-        ).get()  # fmt: skip
-        scale = size(np.abs(wide[0]) @ np.abs(weight.astype(np.float64)).T)
-        scale *= scale if activation in ("swiglu", "geglu") else 1  # a product of two sums
-        assert made.dtype == dtype
-        allowed = UNIT_ROUNDOFF[dtype] * size(truth) + 8 * UNIT_ROUNDOFF["float32"] * scale
-        assert error(made, truth) <= allowed
+    x, residual = (
+        random.standard_normal((rows, n)).astype(backend.dtype(dtype)) for n in (width, made_width)
+    )
+    wide = [a.astype(np.float64) for a in (x, weight, bias, residual)]
+    truth = OPS["linear"].reference(*wide, activation=activation)[0]
+    made = quantized_linear(
+        place.asarray(x), matrix(place, raw, quantization), place.asarray(bias), place.asarray(residual),
+        activation=activation,
+    ).get()  # fmt: skip
+    scale = size(np.abs(wide[0]) @ np.abs(wide[1]).T)
+    scale *= scale if activation in ("swiglu", "geglu") else 1  # a product of two sums
+    assert backend.dtype_name(made.dtype) == dtype
+    allowed = UNIT_ROUNDOFF[dtype] * size(truth) + 8 * UNIT_ROUNDOFF["float32"] * scale
+    assert error(made, truth) <= allowed
+
+
+@pytest.mark.parametrize(("rows", "activation"), [(1, None), (2, "relu"), (7, "gelu"), (16, None)])
+def test_parts_of_several_formats(gpu: str, rows: int, activation: str | None) -> None:
+    """One launch each; bias, residual and results of a part are where its outputs are."""
+    place, random = devices.device(gpu), np.random.default_rng(8)
+    parts = [("q4_k", 11), ("q6_k", 6), ("q8_0", 21)]
+    weight = QuantizedMatrix(
+        [
+            Blocks(name, encode(random.standard_normal((n, 512)).astype("f4"), name))
+            for name, n in parts
+        ]
+    )
+    x, bias, residual = (
+        random.standard_normal(s).astype(np.float32) for s in ((rows, 512), (38,), (rows, 38))
+    )
+    wide = [a.astype(np.float64) for a in (x, np.asarray(weight), bias, residual)]
+    truth = OPS["linear"].reference(*wide, activation=activation)[0]
+    given = (weight.moved_to(place), *map(place.asarray, (bias, residual)))
+    made = quantized_linear(place.asarray(x), *given, activation=activation).get()
+    scale = size(np.abs(wide[0]) @ np.abs(wide[1]).T)
+    assert error(made, truth) <= 8 * UNIT_ROUNDOFF["float32"] * scale
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
@@ -138,8 +172,9 @@ def test_arrays_at_any_address(gpu: str, dtype: str, rows: int) -> None:
 def test_blocks_at_any_address(gpu: str, by: int) -> None:
     place, raw = devices.device(gpu), blocks("q4_0", 9, 64)
     x = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
-    made = quantized_linear(place.asarray(x), _moved(place, raw, by), "q4_0")
-    same = quantized_linear(place.asarray(x), place.asarray(raw), "q4_0")
+    moved = QuantizedMatrix(Blocks("q4_0", _moved(place, raw, by)))
+    made = quantized_linear(place.asarray(x), moved)
+    same = quantized_linear(place.asarray(x), matrix(place, raw, "q4_0"))
     np.testing.assert_array_equal(made.get(), same.get())
 
 
@@ -147,14 +182,14 @@ def test_blocks_at_any_address(gpu: str, by: int) -> None:
 @pytest.mark.parametrize("rows", [1, 6])
 def test_a_norm_in_front_of_blocks(gpu: str, quantization: str, rows: int) -> None:
     place, random = devices.device(gpu), np.random.default_rng(5)
-    raw = blocks(quantization, 12, 96)
-    weight = FORMATS[quantization.upper()].decode(raw.reshape(-1, SIZES[quantization]))
+    raw, form = blocks(quantization, 12, 96), format_named(quantization)
+    weight = form.decode(raw.reshape(-1, form.nbytes))
     x, gain = (random.standard_normal(s).astype(np.float32) for s in ((rows, 96), (96,)))
     wide = [a.astype(np.float64) for a in (x, gain, weight.reshape(12, 96))]
     normed = NORMS["rms"](wide[0], wide[1], None, 1e-5)
     truth = OPS["linear"].reference(normed, wide[2], activation="swiglu")[0]
     made = quantized_linear(
-        place.asarray(x), place.asarray(raw), quantization, activation="swiglu",
+        place.asarray(x), matrix(place, raw, quantization), activation="swiglu",
         norm=("rms", place.asarray(gain), None, 1e-5),
     ).get()  # fmt: skip
     scale = size(np.abs(normed) @ np.abs(wide[2]).T)
@@ -226,10 +261,14 @@ def _emulated() -> Any:
 
 def test_wrong_shapes_are_refused(gpu: str) -> None:
     place = devices.device(gpu)
-    x, raw = place.zeros((1, 64)), place.asarray(blocks("q8_0", 4, 64))
-    with pytest.raises(ValueError, match="one of q8_0"):
-        quantized_linear(x, raw, "q5_0")
-    with pytest.raises(ValueError, match="68 bytes are not 32 weights"):
-        quantized_linear(place.zeros((1, 32)), raw, "q8_0")
+    weight = matrix(place, blocks("q8_0", 4, 64), "q8_0")
+    plain = QuantizedMatrix([weight.parts[0], Blocks("float16", place.zeros((2, 128), "uint8"))])
+    with pytest.raises(ValueError, match="does not multiply rows of 32"):
+        quantized_linear(place.zeros((1, 32)), weight)
     with pytest.raises(ValueError, match="up to 16 rows"):
-        quantized_linear(place.zeros((17, 64)), raw, "q8_0")
+        quantized_linear(place.zeros((17, 64)), weight)
+    with pytest.raises(ValueError, match="all in blocks"):
+        quantized_linear(place.zeros((1, 64)), plain)
+    two = QuantizedMatrix([weight.parts[0], Blocks("q4_0", place.zeros((4, 36), "uint8"))])
+    with pytest.raises(ValueError, match="of one part only"):
+        quantized_linear(place.zeros((1, 64)), two, activation="swiglu")

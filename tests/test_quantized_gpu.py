@@ -75,8 +75,8 @@ def test_products(gpu: str, name: str, rows: int, activation: Any) -> None:
     np.testing.assert_allclose(needs.grad.data.get(), beside.grad.data, rtol=1e-4, atol=1e-3)
 
 
-def tiny(gpu: str, name: str, **choices: Any) -> Transformer:
-    config = TransformerConfig(50, 64, 4, 2, 64, 32, **LLAMA, **choices)
+def tiny(gpu: str, name: str, embed_dim: int = 64, **choices: Any) -> Transformer:
+    config = TransformerConfig(50, embed_dim, 4, 2, embed_dim, 32, **LLAMA, **choices)
     return Transformer.from_config(config, device="cpu", seed=1).eval().to(name).to(gpu)
 
 
@@ -107,9 +107,10 @@ def test_a_model_generates_and_its_step_is_captured(gpu: str, name: str) -> None
             assert made[i] == int(model(made[:i]).cpu().numpy()[0, -1].argmax())
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "q4_k"])
 def test_a_step_is_five_launches_a_layer(name: str) -> None:
-    model = tiny("emulated", name)
+    model = tiny("emulated", name, **({"embed_dim": 256} if name == "q4_k" else {}))
+    assert str(model.transformer_blocks[0].ffn.rise.weight.dtype) == name
     _, step = captured(model, [1, 2, 3], 4)
     with emulated.recorded() as launches:
         step(model.device.asarray([5]))
@@ -119,12 +120,17 @@ def test_a_step_is_five_launches_a_layer(name: str) -> None:
     assert len(names) == 5 * model.config.num_layers + 4
 
 
-def test_formats_that_no_kernel_multiplies_are_decoded_in_the_step() -> None:
-    model = tiny("emulated", "q5_1")
+def test_another_format_within_a_layer_is_one_launch_more() -> None:
+    model = tiny("emulated", "q4_0")
+    for block in model.transformer_blocks:
+        weight = block.attention.qkv.weight
+        raw = np.asarray(weight.data)
+        parts = [Blocks("q4_0", encode(raw[:64], "q4_0")), Blocks("q8_0", encode(raw[64:], "q8_0"))]
+        weight.data = QuantizedMatrix(parts).moved_to(model.device)
     _, step = captured(model, [1, 2, 3], 4)
     with emulated.recorded() as launches:
         step(model.device.asarray([5]))
-    assert [launch.kernel for launch in launches].count("dequantize_rows") == 1 + 4 * 2 + 0
+    assert len(launches) == 6 * model.config.num_layers + 4
 
 
 def test_a_model_moves_with_its_blocks(gpu: str) -> None:

@@ -13,7 +13,7 @@ from ..backend import DEVICES, dtype_name, kind, namespace, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
-from ..quantized import QuantizedMatrix
+from ..quantized import BLOCKED, QuantizedMatrix, format_named
 from .activation import back, column_sums, finish
 from .launch import (
     ELEMENTS,
@@ -27,12 +27,11 @@ from .launch import (
     shared_limit,
 )
 
-QUANTIZED = {"q8_0": 34, "q4_0": 18, "q4_1": 20}  # bytes of a block of 32
 SOURCE = Source(
     "linear.cu",
-    only=lambda v: v["PARAM"] in (*QUANTIZED, v["REAL"]) or v["REAL"] == "float",
+    only=lambda v: v["PARAM"] in (*BLOCKED, v["REAL"]) or v["REAL"] == "float",
     REAL=ELEMENTS.values(),
-    PARAM=(*ELEMENTS.values(), *QUANTIZED),
+    PARAM=(*ELEMENTS.values(), *BLOCKED),
 )
 TENSOR = Source("linear_tensor.cu", REAL=("half", "bfloat16"))
 # Up to two rows, up to sixteen, and the latter on the tensor cores.
@@ -45,6 +44,7 @@ _ACTIVATIONS = {
 _GATED = ("swiglu", "geglu")
 _NORMS = {None: 0, "layer": 1, "rms": 2}
 _KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+_GROUP = 1024  # weights in blocks that a warp takes apart at a time
 # Bytes of shared memory: for the tensor cores' sums of 8 rows, and static ones for the other kernels' sums.
 _SUMS, _STATIC = WARPS * 8 * 20 * 4, 4 * MOST_ROWS * (2 * 2 * WARPS + 1) * 4
 
@@ -58,60 +58,74 @@ def decode_linear(
     ``x`` (..., in), ``weight`` (out, in) by rows, dense; ``norm`` is ("layer" or "rms", gain, shift of
     the same dtype or None, eps). The caller has asked ``can_decode``.
     """
-    pitch = weight.shape[1] * weight.itemsize
-    return _launch(
-        x, packed(weight), element(weight), weight.shape[0], pitch, bias, residual, activation, norm
-    )
+    out = _results(x, weight.shape[0], activation)
+    if out.size:
+        weight, ends = packed(weight), _Ends(out, 0, bias, residual, activation, norm)
+        _launch(packed(x), weight, element(weight), weight.shape[0], ends)
+    return out
 
 
 def quantized_linear(
-    x: Any, blocks: Any, quantization: str, bias: Any = None, residual: Any = None,
+    x: Any, weight: QuantizedMatrix, bias: Any = None, residual: Any = None,
     *, activation: str | None = None, norm: tuple[str, Any, Any, float] | None = None,
 ) -> Any:  # fmt: skip
-    """The same for a weight in GGUF's blocks: ``blocks`` uint8 (out, bytes of a row), in "q8_0",
-    "q4_0" or "q4_1". A width that does not fit the bytes, or too many rows, is a ValueError."""
-    width = x.shape[-1]
-    size = QUANTIZED.get(quantization)
-    if size is None:
+    """The same for a weight in GGUF's blocks, one launch for each of its parts. What ``can_multiply``
+    refuses is a ValueError."""
+    if weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"a weight {weight.shape} does not multiply rows of {x.shape[-1]}")
+    if not can_multiply(x, weight, activation):
         raise ValueError(
-            f"quantization must be one of {', '.join(QUANTIZED)}, not {quantization!r}"
+            f"{weight.dtype} {weight.shape} and x {x.shape}: a product with blocks takes up to {MOST_ROWS} "
+            "rows, parts that are all in blocks, and a gated activation of one part only"
         )
-    if width % 32 or blocks.shape[1] != width // 32 * size:
-        raise ValueError(
-            f"rows of {blocks.shape[1]} bytes are not {width} weights in {quantization}: "
-            f"{size} bytes for 32 are"
-        )
-    if math.prod(x.shape[:-1]) > MOST_ROWS or not _fits(x, quantization):
-        raise ValueError(f"a quantized product takes up to {MOST_ROWS} rows, not {x.shape}")
-    blocks = packed(blocks)
-    if blocks.data.ptr % 2:  # the kernel reads two bytes at a time
-        blocks = blocks.astype("uint8")
-    return _launch(
-        x, blocks, quantization, blocks.shape[0], blocks.shape[1], bias, residual, activation, norm
-    )  # fmt: skip
+    out, start, x = _results(x, weight.shape[0], activation), 0, packed(x)
+    for part in weight.parts if out.size else ():
+        blocks = packed(part.unpacked())
+        if blocks.data.ptr % 2:  # the kernel reads two bytes at a time
+            blocks = blocks.astype("uint8")
+        ends = _Ends(out, start, bias, residual, activation, norm)
+        _launch(x, blocks, part.format.name, part.shape[0], ends)
+        start += part.shape[0]
+    return out
 
 
-def _launch(
-    x: Any, weight: Any, param: str, outs: int, pitch: int, bias: Any, residual: Any,
-    activation: str | None, norm: Any,
-) -> Any:  # fmt: skip
-    made = outs // 2 if activation in _GATED else outs
-    out = empty(x, (*x.shape[:-1], made))
-    if not out.size:
-        return out
-    rows, width = math.prod(x.shape[:-1]), x.shape[-1]
-    kind_of_norm, gain, shift, eps = norm or (None, None, None, 0.0)
-    gain, shift, bias = packed(gain), packed(shift), packed(bias)
-    arrays = (packed(x), weight, bias, packed(residual), out, gain, shift, eps)
-    last = (_NORMS[kind_of_norm], _kind(gain), _kind(bias), _ACTIVATIONS[activation])
-    x_bytes = _x_bytes(x, rows)
+def can_multiply(x: Any, weight: QuantizedMatrix, activation: str | None) -> bool:
+    """Whether ``quantized_linear`` takes these arguments."""
+    names = [part.format.name for part in weight.parts]
+    return (
+        math.prod(x.shape[:-1]) <= MOST_ROWS
+        and all(name in BLOCKED and _fits(x, name) for name in names)
+        and (len(names) == 1 or activation not in _GATED)
+    )
+
+
+def _results(x: Any, outs: int, activation: str | None) -> Any:
+    return empty(x, (*x.shape[:-1], outs // 2 if activation in _GATED else outs))
+
+
+class _Ends:
+    """What goes with the outputs from ``first`` on of a row of ``out``: the kernel's arguments around its sizes."""
+
+    def __init__(
+        self, out: Any, first: int, bias: Any, residual: Any, activation: str | None, norm: Any
+    ):
+        kind_of_norm, gain, shift, eps = norm or (None, None, None, 0.0)
+        gain, shift, bias = packed(gain), packed(shift), packed(bias)
+        self.gated = activation in _GATED
+        self.arrays = (bias, packed(residual), out, gain, shift, eps)
+        self.place = (first, out.shape[-1])
+        self.kinds = (_NORMS[kind_of_norm], _kind(gain), _kind(bias), _ACTIVATIONS[activation])
+
+
+def _launch(x: Any, weight: Any, param: str, outs: int, ends: _Ends) -> None:
+    rows, width, made = math.prod(x.shape[:-1]), x.shape[-1], outs // 2 if ends.gated else outs
+    arrays, x_bytes = (x, weight, *ends.arrays), _x_bytes(x, rows)
     if _by_tensor_cores(x, rows, weight, param):
         shared = x_bytes + _SUMS * -(-rows // 8)
-        tiles = -(-made // (8 if activation in _GATED else 16))
-        blocks = min(tiles, _resident(x, 2, shared))
+        blocks = min(-(-made // (8 if ends.gated else 16)), _resident(x, 2, shared))
         sizes = (rows, width, outs, _tensor_room(width))
-        _tensor(blocks, 32 * WARPS, *arrays, *sizes, *last, shared=shared, REAL=param)
-        return out
+        _tensor(blocks, 32 * WARPS, *arrays, *sizes, *ends.kinds, shared=shared, REAL=param)
+        return
     pairs, few = -(-outs // 2), rows <= FEW_ROWS
     busy = not few and pairs >= 2 * WARPS * processors(x)
     warps = 2 * WARPS if busy else WARPS
@@ -119,24 +133,24 @@ def _launch(
     resident = _resident(x, _most_blocks(param, few, warps), shared)
     split = _split(pairs, resident * warps, _steps(param, few, width))
     blocks, kernel = min(-(-pairs * split // warps), resident), _few if few else _many
+    pitch = weight.shape[1] * weight.itemsize
     kernel(
-        blocks, 32 * warps, *arrays, rows, width, outs, pitch, split, *last,
+        blocks, 32 * warps, *arrays, rows, width, outs, pitch, split, *ends.place, *ends.kinds,
         shared=shared, REAL=element(x), PARAM=param,
     )  # fmt: skip
-    return out
 
 
 def _most_blocks(param: str, few: bool, warps: int) -> int:
     """How many blocks of a kernel the registers of a processor are enough for."""
     if few:
-        return 3 if param in QUANTIZED else 4
+        return 3 if param in BLOCKED else 4
     return 2 * WARPS // warps
 
 
 def _steps(param: str, few: bool, width: int) -> int:
     """How many warps could share a pair of outputs. Of blocks and many rows none: no registers are left."""
-    if param in QUANTIZED:
-        return width // 1024 if few else 1
+    if param in BLOCKED:
+        return width // _GROUP if few else 1
     return width // (128 if param == "float" else 256)
 
 
@@ -182,8 +196,10 @@ def _x_bytes(x: Any, rows: int) -> int:
 
 
 def _stage_bytes(param: str, warps: int) -> int:
-    """Bytes of shared memory in which warps take apart 32 blocks of two rows each."""
-    return 2 * 32 * warps * QUANTIZED.get(param, 0)
+    """Bytes of shared memory in which warps take apart a group of two rows each: whole 16 bytes."""
+    if param not in BLOCKED:
+        return 0
+    return 2 * warps * -(-format_named(param).row_bytes(_GROUP) // 16) * 16
 
 
 def _fits(x: Any, param: str) -> bool:
@@ -205,11 +221,13 @@ def can_decode(x: Any, weight: Any, bias: Any, residual: Any) -> bool:
     )
 
 
-def after_norm(name: str, normed: Any, options: Any, arrays: Any) -> Callable[..., Any] | None:
+def after_norm(
+    name: str, normed: Any, options: Any, arrays: Any, activation: str | None
+) -> Callable[..., Any] | None:
     """A forward of ``linear`` that does the norm in front in the same launch.
 
-    ``name``, ``normed`` and ``options`` are the norm's call, ``arrays`` those of the linear map. None if
-    the kernel cannot take them.
+    ``name``, ``normed`` and ``options`` are the norm's call, ``arrays`` and ``activation`` those of the
+    linear map. None if the kernel cannot take them.
     """
     x, gain, *shift = normed
     weight, bias, residual = (*arrays, None, None)[1:4]
@@ -219,7 +237,7 @@ def after_norm(name: str, normed: Any, options: Any, arrays: Any) -> Callable[..
     if isinstance(weight, QuantizedMatrix):
         from .quantized import after_norm as after_norm_in_blocks
 
-        return after_norm_in_blocks(norm, x, weight, bias, residual)
+        return after_norm_in_blocks(norm, x, weight, bias, residual, activation)
     if not _accepts(x, weight, bias, residual) or not can_decode(x, weight, bias, residual):
         return None
 

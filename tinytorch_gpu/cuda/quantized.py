@@ -1,11 +1,10 @@
 """Weights in blocks on a GPU: their products, and their rows by number.
 
-Up to sixteen rows are multiplied with the blocks themselves (kernels/linear.cu) where that kernel knows the
-format. Everything else (a prompt, a gradient, other formats, parts of several formats) decodes the weight to a
-workspace first (kernels/dequantize.cu) and goes on as with a dense one.
+Up to sixteen rows are multiplied with the blocks themselves (kernels/linear.cu), a launch for each part of
+another format. Everything else (a prompt, a gradient, plain parts beside blocks) decodes the weight to a workspace
+first (kernels/dequantize.cu) and goes on as with a dense one.
 """
 
-import math
 from typing import Any
 
 from ..backend import DEVICES, dtype_name, kind
@@ -23,7 +22,7 @@ _dequantize = SOURCE.kernel("dequantize_rows")
 _THREADS, _PACK = 256, 8
 
 for _kind in DEVICES:
-    MULTIPLIED[_kind].update(dense.QUANTIZED)
+    MULTIPLIED[_kind].update(BLOCKED)
 
 
 def dequantized(weight: QuantizedMatrix, like: Any, dtype: Any) -> Any:
@@ -48,12 +47,10 @@ def _rows_of(part: Any, out: Any, ids: Any = None, scale: float = 1.0) -> None:
     )  # fmt: skip
 
 
-def _direct(x: Any, weight: QuantizedMatrix, bias: Any, residual: Any) -> bool:
+def _direct(x: Any, weight: Any, bias: Any, residual: Any, activation: str | None) -> bool:
     """Whether the kernel that multiplies with blocks takes these arguments."""
     return (
-        weight.dtype.name in dense.QUANTIZED
-        and math.prod(x.shape[:-1]) <= dense.MOST_ROWS
-        and dense._fits(x, weight.dtype.name)
+        dense.can_multiply(x, weight, activation)
         and (residual is None or residual.dtype == x.dtype)
         and (bias is None or bias.flags.c_contiguous)
     )
@@ -63,10 +60,9 @@ def _forward(
     x: Any, weight: QuantizedMatrix, bias: Any = None, residual: Any = None,
     *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
-    if _direct(x, weight, bias, residual) and not (grad_enabled() and activation):
-        out = dense.quantized_linear(
-            x, weight.blocks, weight.dtype.name, bias, residual, activation=activation
-        )
+    direct = _direct(x, weight, bias, residual, activation)
+    if direct and not (grad_enabled() and activation):
+        out = dense.quantized_linear(x, weight, bias, residual, activation=activation)
         bias_dtype = bias.dtype if bias is not None and needed(needs, 2) else None
         return out, (None, weight, bias_dtype, None, residual)
     wide = dequantized(weight, x, x.dtype)
@@ -95,15 +91,18 @@ def _accepts(
     )
 
 
-def after_norm(norm: Any, x: Any, weight: Any, bias: Any = None, residual: Any = None) -> Any:
+def after_norm(
+    norm: Any, x: Any, weight: Any, bias: Any, residual: Any, activation: str | None
+) -> Any:
     """A forward of ``linear`` on blocks that does ``norm`` (see ``decode_linear``) of ``x`` in the same
     launch, or None."""
-    if not _accepts(x, weight, bias, residual) or not _direct(x, weight, bias, residual):
+    if not _accepts(x, weight, bias, residual):
+        return None
+    if not _direct(x, weight, bias, residual, activation):
         return None
 
     def forward(_: Any, weight: Any, bias: Any = None, residual: Any = None, **more: Any) -> Any:
-        name = weight.dtype.name
-        return dense.quantized_linear(x, weight.blocks, name, bias, residual, norm=norm, **more)
+        return dense.quantized_linear(x, weight, bias, residual, norm=norm, **more)
 
     return forward
 

@@ -106,4 +106,5 @@ def _normed_linear(call: Call, after: Call | None, calls: list[Call]) -> Any:
     uses = sum(any(a is call.result for a in c.arrays) for c in calls)
     if after.arrays[0] is not call.result or uses != 1:
         return None
-    return after_norm(call.op.name, call.arrays, call.options, after.arrays)
+    activation = after.options.get("activation")
+    return after_norm(call.op.name, call.arrays, call.options, after.arrays, activation)
