@@ -42,6 +42,10 @@ def _special() -> list[Case]:
         x[-1, :2] = np.inf, -np.inf
         given = (fixed(x), weight(20, width))
         made.append(Case("linear", f"NaN and infinity in x, {width}", given, smooth=False))
+        for name in _ACTIVATIONS:
+            options = {"activation": name}
+            note = f"NaN in x, {width}, {name}"
+            made.append(Case("linear", note, given, options, smooth=False))
         w = random.standard_normal((18, width))
         w[1, 3], w[17, 7], w[9, 0] = np.nan, np.inf, -np.inf
         given = (normal(rows, width), fixed(w, weight=True))

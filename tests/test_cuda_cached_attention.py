@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import emulated_device
 from running_ops import error
 
-from tinytorch_gpu import backend, devices
+from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.cuda import cached_attention as makers
 from tinytorch_gpu.cuda.cached_attention import paged_attention
@@ -113,6 +114,19 @@ def test_a_cache_may_lie_at_odd_places(gpu: str, dtype: str, tokens: int) -> Non
     assert error(made.get(), out) < (1e-5 if dtype == "float32" else 4e-3)
     for view, x in zip(views, cache, strict=True):
         np.testing.assert_array_equal(view.get(), x)
+
+
+@pytest.mark.parametrize("keys", [1500, 4300])
+def test_more_splits_than_half_a_warp_and_than_a_warp(keys: int) -> None:
+    """Scores that grow along the row: every split has another maximum."""
+    place = emulated_device()
+    packed, *cache = _inputs(1, 1, keys, heads=2, kv=1)
+    cache[0] *= np.linspace(0, 60, keys, dtype=np.float32)[:, None, None]
+    out = REFERENCE(packed, *cache, keys - 1, None, heads=2, stop=keys)
+    with emulated.using(processors=132), emulated.recorded() as launches:
+        made = _forward(*map(place.asarray, (packed, *cache)), keys - 1, None, heads=2, stop=keys)
+    assert launches[0].grid[0] > (32 if keys > 4000 else 16)
+    assert error(made.get(), out) < 1e-5
 
 
 def test_one_launch_fits_itself_to_the_lengths(gpu: str) -> None:

@@ -114,6 +114,7 @@ def test_the_last_block_may_combine() -> None:
         ("const", "((float*)x)[threadIdx.x] = 1; y[0] = 0;"),
         ("where nothing has been written", "y[threadIdx.x] += x[threadIdx.x];"),
         ("no argument's", "y[threadIdx.x] = *(float*)(64 + 4 * threadIdx.x);"),
+        (r"element 4 of a 'float ?\[4\]'", "float own[4] = {}; own[(int)x[0] + 3] = 1; y[threadIdx.x] = own[0];"),
     ],
 )  # fmt: skip
 def test_wrong_addresses_are_found(match: str, body: str) -> None:
@@ -130,7 +131,7 @@ def test_wrong_addresses_are_found(match: str, body: str) -> None:
         ("race: (write|read) of shared memory after a",
          "__shared__ float s[64]; s[threadIdx.x] = 1; __syncthreads(); y[threadIdx.x] = s[(threadIdx.x + 1) % 64];\ns[threadIdx.x] = 2;"),
         ("race|has not written", "__shared__ float s[32]; if (threadIdx.x < 32) { s[threadIdx.x] = 1; y[threadIdx.x] = s[31 - threadIdx.x]; }"),
-        ("outside every shared", "__shared__ float s[64]; s[threadIdx.x + 1] = 1; y[threadIdx.x] = 0;"),
+        ("outside every shared", "__shared__ float s[64]; float* p = s; p[threadIdx.x + 1] = 1; y[threadIdx.x] = 0;"),
         ("race: write of argument y", "y[0] = threadIdx.x;"),
         ("race: read of argument y|nothing has been written", "y[threadIdx.x] = 1; y[threadIdx.x] = y[63 - threadIdx.x];"),
         ("after a write by thread .* of another block", "if (threadIdx.x == 0) y[0] = 1;"),

@@ -460,6 +460,14 @@ extern "C" int emulated_sites(unsigned long long* out, int room) {
 ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
 extern "C" void __tsan_read_range(void* a, size_t n) { emulated::access((uintptr_t)a, (int)n, false, 1, PC); }
 extern "C" void __tsan_write_range(void* a, size_t n) { emulated::access((uintptr_t)a, (int)n, true, 1, PC); }
+// The compiler's own check of an index into an array whose size it knows: registers and local memory too.
+struct Indexed {
+    struct { const char* file; uint32_t line, column; } where;
+    struct Type { uint16_t kind, info; char name[1]; } *array, *index;
+};
+extern "C" void __ubsan_handle_out_of_bounds(const Indexed* at, uintptr_t index) {
+    emulated::fail((int)at->where.line, PC, "element %lld of a %s", (long long)index, at->array->name);
+}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_init() {}

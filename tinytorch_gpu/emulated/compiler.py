@@ -20,15 +20,15 @@ _DYNAMIC = re.compile(
 _SHARED = re.compile(
     r"__shared__\s+(?:__align__\s*\(\s*(\d+)\s*\)\s+)?([\w:<>,\s*]+?)\s*\b(\w+)\s*((?:\[[^\]]+\]\s*)*);"
 )
-# Instrumented like a program to be searched for races, but not linked with that library: the calls
-# go to kernels/emulated/memory.cpp. Nothing may merge or split accesses on the way.
+# Instrumented like a program to be searched for races and wrong indices, but not linked with those libraries: the
+# calls go to kernels/emulated/memory.cpp. Nothing may merge or split accesses on the way.
 _COMMON = ("-std=c++20", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-march=native", "-ffp-contract=fast")
 _GNU = (
-    "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=thread,bounds", "--param=tsan-instrument-func-entry-exit=0",
     "--param=tsan-distinguish-volatile=0", "-fno-tree-vectorize", "-fno-store-merging",
 )  # fmt: skip
 _CLANG = (
-    "-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-vectorize",
+    "-fsanitize=thread,bounds", "-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-vectorize",
     "-fno-slp-vectorize",
 )  # fmt: skip
 _building = threading.Lock()
