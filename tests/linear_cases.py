@@ -36,7 +36,7 @@ def _special() -> list[Case]:
     """Row 0 is ordinary; a NaN and infinities of both signs fill the others, or a row of the weight."""
     random = np.random.default_rng(6)
     made = []
-    for rows, width in ((4, 40), (3, 9)):
+    for rows, width in ((4, 40), (3, 9), (26, 16)):
         x = random.standard_normal((rows, width))
         x[1, 3], x[2, 7] = np.nan, np.inf
         x[-1, :2] = np.inf, -np.inf
@@ -69,6 +69,10 @@ LINEAR: list[Case] = [
     *(_whole(r, 40, 36, name) for name in _ACTIVATIONS for r in (1, 4, 16)),
     *(_whole(rows, 33, 10, "swiglu") for rows in (2, 5, 17)),
     _whole(1, 256, 2, "geglu"), _whole(3, 24, 66, None), _whole(11, 13, 5, None),
+    # Whole matrices: tiles, blocks of rows and depths that leave something over.
+    *(Case("linear", f"{n} x {i} to {o}", (normal(n, i), weight(o, i), normal(o)))
+      for n, i, o in ((24, 7, 5), (50, 393, 66), (151, 770, 34), (30, 40, 1100))),
+    *(_whole(rows, 72, 36, name) for rows, name in zip((24, 25, 29, 36, 40, 160), _ACTIVATIONS, strict=True)),
     Case("linear", "three axes", (normal(2, 4, 48), weight(17, 48), None, normal(2, 4, 17))),
     Case("linear", "a vector", (normal(264), weight(34, 264), normal(34))),
     *(Case("linear", f"tiny values, {r} rows", (_scaled(1e-3, r, 64), _scaled(1e-2, 20, 64, weight=True)))

@@ -96,6 +96,18 @@ def test_any_number_of_threads(
     assert library.code.tinytorch_team() >= threads
 
 
+def test_a_product_is_the_same_for_any_number_of_threads(
+    library: native.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, made = np.random.default_rng(0), []
+    x, w = (random.standard_normal((n, 500)).astype(np.float32) for n in (90, 230))
+    for threads in (1, 2, 3, 6):
+        monkeypatch.setattr(processors, "chosen", threads)
+        made.append(ops.linear(x, w).data)
+    np.testing.assert_allclose(made[0], x @ w.T, atol=1e-3)
+    assert all((made[0] == other).all() for other in made[1:])
+
+
 def test_callers_at_once_do_not_disturb_each_other(library: native.Library) -> None:
     failures: list[BaseException] = []
 

@@ -1,7 +1,7 @@
 """Quantized weights in native products: the bytes come back, and the product is that of rounded rows.
 
-The rule of tolerance for such a format: what the library rounds is x, to 8 bits for each 32 values. With x
-so rounded by NumPy the product must be the same but for float32's own rounding.
+The rule of tolerance for such a format: of few rows the library rounds x, to 8 bits for each 32 values. With x
+so rounded by NumPy the product must be the same but for float32's own rounding. Many rows are not rounded.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from tinytorch_gpu import no_grad, ops
 from tinytorch_gpu.native import blocks, library
+from tinytorch_gpu.native.linear import MANY_ROWS
 from tinytorch_gpu.quantized import Blocks, QuantizedMatrix, format_named
 
 if library() is None:
@@ -63,14 +64,15 @@ def test_an_embedding_reads_either_layout(name: str, layout: str) -> None:
             ops.embedding(np.array([wrong]), weight)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, MANY_ROWS - 1, MANY_ROWS, 150])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_product_is_that_of_rows_in_8_bits(name: str, rows: int) -> None:
     for outs in (16, 21):
-        weight = drawn(name, outs)
-        x = np.random.default_rng(rows).standard_normal((rows, 512)).astype(np.float32)
+        weight = drawn(name, outs, 768)
+        x = np.random.default_rng(rows).standard_normal((rows, 768)).astype(np.float32)
         x[0, :32] = 0
-        truth = rounded(x) @ np.asarray(weight).astype(np.float64).T
+        given = x.astype(np.float64) if rows >= MANY_ROWS else rounded(x)
+        truth = given @ np.asarray(weight).astype(np.float64).T
         with no_grad():
             made = ops.linear(x, weight).data
         assert weight.parts[0].layout == blocks.LAYOUT
@@ -80,13 +82,19 @@ def test_a_product_is_that_of_rows_in_8_bits(name: str, rows: int) -> None:
 @pytest.mark.parametrize(
     "activation", [None, "relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"]
 )
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, 30])
 def test_what_is_put_on_a_product(activation: Any, rows: int) -> None:
     weight, random = drawn("q4_0", 176), np.random.default_rng(0)
     made = 88 if activation in ("swiglu", "geglu") else 176
     x = random.standard_normal((rows, 512)).astype(np.float32)
     bias, residual = (random.standard_normal(s).astype(np.float32) for s in (176, (rows, made)))
-    exact = (rounded(x), np.asarray(weight).astype(np.float64), bias.astype(np.float64), residual)
+    given = x if rows >= MANY_ROWS else rounded(x)
+    exact = (
+        given.astype(np.float64),
+        np.asarray(weight).astype(np.float64),
+        bias.astype(np.float64),
+        residual,
+    )
     truth = ops.linear.reference(*exact, activation=activation)[0]
     with no_grad():
         found = ops.linear(x, weight, bias, residual, activation=activation).data

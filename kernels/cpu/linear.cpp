@@ -1,10 +1,12 @@
 // linear: the products of a layer with its weight, in any storage that a weight has.
 #include "linear_float.h"
+#include "linear_many.h"
 #include "linear_quantized.h"
 
 namespace ISA {
 
 static void linear(const LinearArguments& a, Thread& thread) {
+    if (a.rows >= MANY_ROWS) return multiply_many(a, thread);
     switch (a.format) {
         case FLOAT32: return multiply_floats<Float32>(a, thread);
         case FLOAT16: return multiply_floats<Float16>(a, thread);

@@ -29,6 +29,9 @@ struct LinearArguments {
 // holds.
 constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
 
+// As many rows of x and more are multiplied as whole matrices (linear_many.h).
+constexpr int64_t MANY_ROWS = 24;
+
 // How far ahead a weight is asked for, in bytes.
 constexpr int PREFETCHED = 3072;
 
@@ -54,29 +57,21 @@ static inline void finish(const LinearArguments& a, Rows rows, int64_t first, in
         float* y = gated ? up + row * pitch : nullptr;
         const int64_t place = (rows.first + row) * a.pitch + first;
         for (int64_t i = 0; i < count; i += LANES) {
-            const size_t bytes = 4 * least(LANES, count - i);
-            Floats inner{}, other{}, more{};
-            memcpy(&inner, x + i, bytes);
-            if (gated) memcpy(&other, y + i, bytes);
+            const int64_t some = least(LANES, count - i);
+            Floats inner = load_some(x + i, some), other{};
+            if (gated) other = load_some(y + i, some);
             if (a.bias) {
-                memcpy(&more, biases[0] + i, bytes);
-                inner += more;
-                if (gated) {
-                    memcpy(&more, biases[1] + i, bytes);
-                    other += more;
-                }
+                inner += load_some(biases[0] + i, some);
+                if (gated) other += load_some(biases[1] + i, some);
             }
             if (a.inner) {
-                memcpy(x + i, &inner, bytes);
-                if (gated) memcpy(y + i, &other, bytes);
+                store_some(x + i, inner, some);
+                if (gated) store_some(y + i, other, some);
             }
             Floats out = activated(a.activation, inner);
             if (gated) out *= other;
-            if (a.residual) {
-                memcpy(&more, a.residual + place + i, bytes);
-                out += more;
-            }
-            memcpy(a.out + place + i, &out, bytes);
+            if (a.residual) out += load_some(a.residual + place + i, some);
+            store_some(a.out + place + i, out, some);
         }
     }
 }

@@ -102,6 +102,18 @@ static inline Ints8 load_small(const uint8_t* from) {
     return __builtin_convertvector(made, Ints8);
 }
 
+// Four weights of each of eight rows as floats, to[i * pitch + row]: number * scale + offset.
+template <bool SIGNED>
+static inline void widen_bytes(Bytes weights, Floats8 scale, Floats8 offset, float* to, int64_t pitch) {
+    Ints8 words;
+    memcpy(&words, &weights, sizeof words);
+    UNROLLED for (int i = 0; i < 4; i++) {
+        const Ints8 value = SIGNED ? words << (24 - 8 * i) >> 24 : words >> 8 * i & 255;
+        const Floats8 made = floats(value) * scale + offset;
+        memcpy(to + i * pitch, &made, sizeof made);
+    }
+}
+
 // Each format: how many blocks of 32 a block of it spans, its bytes for eight rows, and what it adds to
 // the sums of a tile.
 
@@ -120,6 +132,12 @@ struct Q8 {
             const Rounded& own = x.block(r, b);
             sums[r] += floats(products[r].total(own.whole())) * (scale * own.scale);
         }
+    }
+
+    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+        const Floats8 scale = load_half8(reinterpret_cast<const uint16_t*>(block));
+        for (int v = 0; v < 8; v++)
+            widen_bytes<true>(load_bytes(block + 16 + 32 * v), scale, Floats8{}, to + 4 * v * pitch, pitch);
     }
 };
 
@@ -147,6 +165,17 @@ struct Q4 {
             sums[r] += offset * own.sum;
         }
     }
+
+    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
+        const Floats8 scale = load_half8(halves);
+        const Floats8 offset = MINIMUM ? load_half8(halves + 8) : scale * -8.0f;
+        for (int v = 0; v < 4; v++) {
+            const Bytes packed = load_bytes(block + HEAD + 32 * v);
+            widen_bytes<false>(packed & 15, scale, offset, to + 4 * v * pitch, pitch);
+            widen_bytes<false>(packed >> 4, scale, offset, to + 4 * (v + 4) * pitch, pitch);
+        }
+    }
 };
 
 // The scales and minima of Q4_K and Q5_K, 6 bits each, of group `g`: the first four lie whole, the upper
@@ -168,6 +197,26 @@ struct Q45K {
     static constexpr int SPAN = 8, SMALL = 32, BITS = SMALL + 96, LOW = BITS + (FIFTH ? 256 : 0);
     static constexpr int BYTES = LOW + 1024, MOST = FIFTH ? 31 : 15;
 
+    // Values 4 v to 4 v + 3 of group `g`.
+    static inline Bytes values(const uint8_t* block, int g, int v) {
+        Bytes made = load_bytes(block + LOW + 256 * (g / 2) + 32 * v);
+        made = g % 2 ? made >> 4 : made & 15;
+        if (FIFTH) made |= (load_bytes(block + BITS + 32 * v) >> g & 1) << 4;
+        return made;
+    }
+
+    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
+        const Floats8 d = load_half8(halves), dmin = load_half8(halves + 8);
+        for (int g = 0; g < 8; g++) {
+            Ints8 small, minimum;
+            small_scales(block + SMALL, g, small, minimum);
+            const Floats8 scale = d * floats(small), offset = -(dmin * floats(minimum));
+            for (int v = 0; v < 8; v++)
+                widen_bytes<false>(values(block, g, v), scale, offset, to + (32 * g + 4 * v) * pitch, pitch);
+        }
+    }
+
     template <int ROWS>
     static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
         const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
@@ -175,12 +224,7 @@ struct Q45K {
         for (int g = 0; g < 8; g++) {
             Products<MOST> products[ROWS];
             UNROLLED for (int v = 0; v < 8; v++) {
-                Bytes weights = load_bytes(block + LOW + 256 * (g / 2) + 32 * v);
-                weights = g % 2 ? weights >> 4 : weights & 15;
-                if (FIFTH) {
-                    const Bytes bits = load_bytes(block + BITS + 32 * v);
-                    weights |= (bits >> g & 1) << 4;
-                }
+                const Bytes weights = values(block, g, v);
                 UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b + g, v));
                 if (FIFTH && v == 3)
                     UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
@@ -203,20 +247,34 @@ struct Q6K {
     static constexpr int SPAN = 8, SMALL = 16, LOW = SMALL + 128, UPPER = LOW + 1024;
     static constexpr int BYTES = UPPER + 512;
 
+    // Values 4 i to 4 i + 3 of group `g`, 32 too large.
+    static inline Bytes values(const uint8_t* block, int g, int i) {
+        const int half = g / 8, part = g / 2 % 4, v = 4 * (g % 2) + i;
+        const Bytes low = load_bytes(block + LOW + 32 * (16 * half + 8 * (part % 2) + v));
+        const Bytes upper = load_bytes(block + UPPER + 32 * (8 * half + v));
+        return (part < 2 ? low & 15 : low >> 4) | (upper >> 2 * part & 3) << 4;
+    }
+
+    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+        const Floats8 d = load_half8(reinterpret_cast<const uint16_t*>(block));
+        for (int g = 0; g < 16; g++) {
+            const Floats8 scale = d * floats(load_small<int8_t>(block + SMALL + 8 * g));
+            for (int i = 0; i < 4; i++)
+                widen_bytes<false>(values(block, g, i), scale, scale * -32.0f, to + (16 * g + 4 * i) * pitch,
+                                   pitch);
+        }
+    }
+
     template <int ROWS>
     static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
         const Floats8 d = load_half8(reinterpret_cast<const uint16_t*>(block));
         for (int g = 0; g < 16; g++) {
-            const int half = g / 8, part = g / 2 % 4, side = g % 2;
+            const int side = g % 2;
             Products<63> products[ROWS];
             UNROLLED for (int i = 0; i < 4; i++) {
-                const int v = 4 * side + i;
-                Bytes low = load_bytes(block + LOW + 32 * (16 * half + 8 * (part % 2) + v));
-                const Bytes upper = load_bytes(block + UPPER + 32 * (8 * half + v));
-                low = part < 2 ? low & 15 : low >> 4;
-                const Bytes weights = low | (upper >> 2 * part & 3) << 4;
+                const Bytes weights = values(block, g, i);
                 UNROLLED for (int r = 0; r < ROWS; r++)
-                    products[r].add(weights, x.word(r, b + g / 2, v));
+                    products[r].add(weights, x.word(r, b + g / 2, 4 * side + i));
                 if (i == 1)
                     UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
             }

@@ -7,10 +7,10 @@ import numpy
 from ..backend import dtype_name
 from ..core.op import needed
 from ..core.tensor import grad_enabled
-from ..host.linear import backward
+from ..host.linear import backward as host_backward
 from ..ops import linear
 from ..quantized import QuantizedMatrix
-from .activation import ACTIVATIONS, GATED
+from .activation import ACTIVATIONS, GATED, activation_gradient
 from .blocks import FORMATS, GROUP, PLAIN, interleaved
 from .library import Operation, Record, packed, pointer
 
@@ -18,8 +18,11 @@ from .library import Operation, Record, packed, pointer
 # pitch
 _linear = Operation("linear", "7P7q")
 
-# Products in float32 of more rows than this are the BLAS's.
-MOST_ROWS = 16
+# left, right, out; rows, columns, depth, and both's strides
+_product = Operation("product", "3P7q")
+_column_sums = Operation("column_sums", "2P2q")  # x, sums; rows, width
+# As many rows and more are multiplied as whole matrices: MANY_ROWS of kernels/cpu/linear.h.
+MANY_ROWS = 24
 
 
 def _accepts(
@@ -38,14 +41,18 @@ def _accepts(
     ):
         return False
     if isinstance(weight, QuantizedMatrix):
-        return _accepts_blocks(weight, activation)
-    few = weight.dtype != numpy.float32 or x.size <= MOST_ROWS * x.shape[-1]
-    return few and dtype_name(weight.dtype) in PLAIN and weight.flags.c_contiguous
+        return _accepts_blocks(x, weight, activation)
+    return dtype_name(weight.dtype) in PLAIN and weight.flags.c_contiguous
 
 
-def _accepts_blocks(weight: QuantizedMatrix, activation: str | None) -> bool:
+def _accepts_blocks(x: Any, weight: QuantizedMatrix, activation: str | None) -> bool:
     """Rounding x to 8 bits is for inference: a gradient is that of the exact product."""
-    if grad_enabled() or weight.turned or any(p.format.name not in FORMATS for p in weight.parts):
+    rounded = x.size < MANY_ROWS * x.shape[-1]
+    if (
+        (rounded and grad_enabled())
+        or weight.turned
+        or any(p.format.name not in FORMATS for p in weight.parts)
+    ):
         return False
     if activation is None:
         return True
@@ -63,7 +70,7 @@ def _calls(
     first = 0
     for array, outs, form in _parts(weight):
         scratch = None
-        if form not in PLAIN and rows > 1:
+        if form not in PLAIN and 1 < rows < MANY_ROWS:
             scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
         places = (0, 0, first * (0 if bias is None else bias.itemsize), 4 * first, 0, 4 * first, 0)
         arrays = (x, array, bias, residual, inner, out, scratch)
@@ -100,7 +107,8 @@ def _forward(
     outs = weight.shape[0]
     out = numpy.empty((*x.shape[:-1], outs // 2 if activation in GATED else outs), numpy.float32)
     recorded, inner = grad_enabled(), None
-    if recorded and activation is not None:
+    many = activation in GATED and x.size >= MANY_ROWS * x.shape[-1]
+    if (recorded and activation is not None) or many:
         inner = numpy.empty((*x.shape[:-1], outs), numpy.float32)
     for _alive, fields in _calls(x, weight, bias, residual, inner, out, activation):
         _linear(outs * x.size, *fields)
@@ -118,8 +126,45 @@ def _plan(
     """The same product of whatever ``x`` holds by then."""
     if not all(a is None or a.flags.c_contiguous for a in (x, bias, residual, out)):
         return None
-    calls = _calls(x, weight, bias, residual, None, out, activation)
+    inner = None
+    if activation in GATED and x.size >= MANY_ROWS * x.shape[-1]:
+        inner = numpy.empty((*x.shape[:-1], weight.shape[0]), numpy.float32)
+    calls = _calls(x, weight, bias, residual, inner, out, activation)
     return [_linear.record(alive, *fields) for alive, fields in calls]
+
+
+def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None) -> Any:
+    """The backward half: by the library where all of it is in float32."""
+    x, weight, bias_dtype, inner, residual = residuals
+    dense = [a for a in (weight, x, inner, residual) if a is not None]
+    if not all(
+        isinstance(a, numpy.ndarray) and a.dtype == numpy.float32 for a in (*dense, dout)
+    ) or (
+        bias_dtype not in (None, numpy.float32) or not dout.size or not weight.flags.c_contiguous
+    ):
+        return host_backward(residuals, dout, activation=activation, needs=needs)
+    dy, dweight, dbias = packed(dout), None, None
+    if activation is not None:
+        dy, given = numpy.empty(inner.shape, numpy.float32), dy
+        activation_gradient(activation, packed(inner), given, dy)
+    rows = dy.reshape(-1, dy.shape[-1])
+    dx = product(rows, weight).reshape(*dout.shape[:-1], weight.shape[1])
+    if x is not None:
+        dweight = product(rows.T, packed(x).reshape(-1, x.shape[-1]))
+    if bias_dtype is not None:
+        dbias = numpy.empty(weight.shape[0], numpy.float32)
+        _column_sums(rows.size, pointer(rows), pointer(dbias), *rows.shape)
+    return dx, dweight, dbias, None if residual is None else dout
+
+
+def product(left: Any, right: Any) -> Any:
+    """(M, K) times (K, N), both float32 and one way round or the other in order in memory."""
+    (rows, depth), columns = left.shape, right.shape[1]
+    out = numpy.empty((rows, columns), numpy.float32)
+    strides = (s // 4 for s in (*left.strides, *right.strides))
+    arrays = map(pointer, (left, right, out))
+    _product(left.size * columns, *arrays, rows, columns, depth, *strides)
+    return out
 
 
 linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan, ahead=True)
