@@ -36,9 +36,10 @@ def loss_of(made: Transformer) -> Any:
     if made.config.head:
         out = run(made)
         logits = out.reshape(-1, made.config.vocab_size)
-        return ops.cross_entropy(logits, np.arange(logits.shape[0]) % 30)
+        return ops.cross_entropy(logits, made.device.asarray(np.arange(logits.shape[0]) % 30))
     out = made.embed(SOURCES)
-    return (out * np.linspace(-1, 1, out.size).reshape(out.shape)).sum()
+    weights = np.linspace(-1, 1, out.size).reshape(out.shape).astype(str(out.dtype))
+    return (out * made.device.asarray(weights)).sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
