@@ -11,7 +11,18 @@ from tinytorch_gpu.config import FAMILIES, PRESETS, TransformerConfig, preset
 from tinytorch_gpu.core.op import record
 from tinytorch_gpu.core.tensor import no_grad
 from tinytorch_gpu.generation.cache import Cache
-from tinytorch_gpu.profiler import Pass, Setting, decode, forward_calls, prefill, train_step
+from tinytorch_gpu.generation.encoder import read
+from tinytorch_gpu.profiler import (
+    Pass,
+    Setting,
+    decode,
+    encode,
+    forward_calls,
+    inference_memory,
+    prefill,
+    train_step,
+    training_memory,
+)
 from tinytorch_gpu.profiler.account import FORWARD, UPDATE
 from tinytorch_gpu.profiler.costs import visible_pairs
 from tinytorch_gpu.profiler.parameters import count_parameters, parameters
@@ -31,6 +42,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no norm, post": {"norm": "none", "pre_norm": False, "residual": False},
     "no residual": {"residual": False, "dropout": 0.1},
     "no residual, post-norm": {"residual": False, "pre_norm": False},
+    "relative": {"position": "relative", "attention_scale": 1.0},
+    "t5": {**FAMILIES["t5"], "encoder_layers": 3, "tie_embeddings": True, "head_scale": 0.25},
+    "flan-t5": {
+        **FAMILIES["t5"],
+        "encoder_layers": 2,
+        "num_kv_heads": 2,
+        "qk_norm": True,
+        "dropout": 0.1,
+    },
+    "vaswani": {"pre_norm": False, "encoder_layers": 2, "qkv_bias": True, "out_bias": True},
+    "gpt2 with an encoder": {**FAMILIES["gpt2"], "encoder_layers": 2},
     "both ways": {"causal": False, "head_bias": True, "activation": "gelu"},
 }
 
@@ -57,9 +79,10 @@ def told(calls: Any) -> list[Any]:
 def test_the_calls_of_a_training_forward_are_those_that_are_made(name: str) -> None:
     model = Transformer.from_config(config(name), device="cpu", seed=0)
     ids = [[i % 30 for i in range(7)], [i % 11 for i in range(7)]]
+    about = {} if model.encoder is None else {"source": [[1] * 5] * 2}
     with record() as made:
-        CrossEntropyLoss()(model(ids), [i % 30 for i in range(14)])
-    run = Pass(2, 7, gradients=True, repeat=False)
+        CrossEntropyLoss()(model(ids, **about), [i % 30 for i in range(14)])
+    run = Pass(2, 7, gradients=True, repeat=False, source=5)
     setting = Setting(model.config)
     calls = forward_calls(setting, run)
     calls += loss_calls(setting, run, calls[-1].outputs[0])
@@ -73,10 +96,12 @@ def test_the_calls_of_a_training_forward_are_those_that_are_made(name: str) -> N
 def test_the_calls_of_a_step_through_the_cache_are_those_that_are_made(name: str) -> None:
     model = Transformer.from_config(config(name), device="cpu", seed=0).eval()
     cache = Cache.for_model(model, 2, 16)
+    if model.encoder is not None:
+        cache.memory = read(model, [[1] * 5] * 2)
     for tokens, past in ((6, 0), (1, 6)):
         with record() as made, no_grad():
             model([[1] * tokens] * 2, cache=cache)
-        run = Pass(2, tokens, past, cached=True, repeat=False)
+        run = Pass(2, tokens, past, cached=True, repeat=False, source=5)
         assert told(forward_calls(Setting(model.config), run)) == seen(made)
 
 
@@ -99,8 +124,12 @@ def test_parameters_by_component(name: str) -> None:
     parts = {part.name: part for part in parameters(Setting(model.config))}
     assert count_parameters(Setting(model.config)) == model.count_parameters()
     block = model.transformer_blocks[0]
-    assert parts["attention"].per_layer == block.attention.count_parameters()
-    assert parts["feed_forward"].count == 2 * block.ffn.count_parameters()
+    stacks = 1 if model.encoder is None else 2
+    assert parts["attention"].per_layer == stacks * block.attention.count_parameters()
+    blocks = 2 + model.config.encoder_layers
+    assert parts["feed_forward"].count == blocks * block.ffn.count_parameters()
+    if model.encoder is not None:
+        assert parts["cross_attention"].per_layer == block.cross_attention.count_parameters()
     assert sum(p.nbytes for p in parts.values()) == 4 * model.count_parameters()
 
 
@@ -193,7 +222,7 @@ def test_phases_as_plain_values_add_up() -> None:
         assert math.isclose(row.per_layer.bytes * max(row.layers, 1), row.cost.bytes)
 
 
-@pytest.mark.parametrize("name", [n for n, c in PRESETS.items() if c.head and not c.encoder_layers])
+@pytest.mark.parametrize("name", [n for n, c in PRESETS.items() if c.head])
 def test_every_preset_can_be_counted(name: str) -> None:
     for dtype in ("float32", "bfloat16", "q4_k"):
         assert decode(Setting(preset(name), dtype), 4, 100).cost.flops > 0
@@ -202,5 +231,48 @@ def test_every_preset_can_be_counted(name: str) -> None:
 def test_what_cannot_be_counted_is_said() -> None:
     with pytest.raises(ValueError, match="unknown format 'int3'"):
         Setting(preset("gpt2"), "int3")
-    with pytest.raises(ValueError, match="relative"):
-        Setting(config("course", position="relative"))
+    bert = Setting(preset("minilm-l6"))
+    for count in (decode, prefill):
+        with pytest.raises(ValueError, match="does not write"):
+            count(bert)
+    with pytest.raises(ValueError, match="has no cache"):
+        inference_memory(bert, 1, 100)
+    with pytest.raises(ValueError, match="memory of training is predicted for decoders"):
+        training_memory(Setting(preset("t5-small")), 1, 100)
+
+
+def test_the_calls_of_an_encoder_are_those_that_are_made() -> None:
+    made_of = config("course", **FAMILIES["bert"])
+    model = Transformer.from_config(made_of, device="cpu", seed=0)
+    with record() as made:
+        model([[1] * 7] * 2, lengths=[7, 3])
+    run = Pass(2, 7, gradients=True, repeat=False)
+    assert told(forward_calls(Setting(made_of), run)) == seen(made)
+
+
+def test_what_an_encoder_costs() -> None:
+    bert = preset("minilm-l6")
+    assert count_parameters(Setting(bert)) == 22_565_376
+    weights = 6 * (4 * 384**2 + 2 * 384 * 1536)
+    scores = 6 * 12 * 4 * 32 * 100**2
+    assert encode(Setting(bert), 2, 100).cost.matrix == 2 * (2 * 100 * weights + scores)
+    trained = train_step(Setting(bert), 2, 100).cost.matrix
+    assert trained == pytest.approx(2 * (6 * 100 * weights + 3.5 * scores), rel=1e-6)
+
+
+def test_what_an_encoder_decoder_costs() -> None:
+    flan = preset("flan-t5-small")
+    assert count_parameters(Setting(flan)) == 76_961_152
+    inner, width, hidden = 384, 512, 1024
+    block, cross = 4 * inner * width + 3 * width * hidden, 2 * inner * width
+    scores = 8 * 6 * 4 * 64 * 50**2
+    read = encode(Setting(flan), 1, 50).cost.matrix
+    assert read == 2 * 50 * (8 * block + 8 * cross) + scores
+    first = prefill(Setting(flan), 1, 50).cost.matrix
+    step = 2 * 8 * (block + cross) + 2 * 32128 * width
+    assert first == read + step + 8 * 6 * 4 * 64 * (1 + 50)
+    later = decode(Setting(flan), 1, 50).cost
+    assert later.matrix == step + 8 * 6 * 4 * 64 * (51 + 51)
+    assert later.of_cache == 4 * 8 * 2 * inner * (51 + 51)
+    memory = inference_memory(Setting(flan), 1, 50)
+    assert memory.cache == 4 * 8 * 2 * inner * 100

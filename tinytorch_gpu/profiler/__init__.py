@@ -6,7 +6,7 @@ Counted: ``parameters``, the phases ``prefill``, ``decode`` and ``train_step`` w
 profilers are thin calls of both.
 """
 
-from .account import Phase, Row, decode, prefill, train_step
+from .account import Phase, Row, decode, encode, prefill, train_step
 from .calls import Pass, Setting
 from .costs import Cost
 from .course import (
@@ -39,7 +39,7 @@ __all__ = [
     "DEVICES", "FORMATS", "AttentionProfiler", "Component", "Cost", "DeviceSpec", "EmbeddingProfiler", "Fit",
     "Format", "InferenceMemory", "Pass", "Phase", "Profiler", "Roofline", "Row", "Run", "Setting", "Study",
     "Timed", "TokenizationProfiler", "TrainingMemory", "TransformerProfiler", "Workload", "count_parameters",
-    "decode", "deployment", "forward_calls", "inference_memory", "measure_device", "measure_generation",
+    "decode", "deployment", "encode", "forward_calls", "inference_memory", "measure_device", "measure_generation",
     "measure_training", "named_device", "parameters", "prefill", "read_spec", "roofline", "scaling",
     "standard_studies", "train_step", "training_against_inference", "training_memory",
     "width_against_depth",

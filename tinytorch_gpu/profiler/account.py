@@ -86,8 +86,29 @@ def total(costs: Iterable[Cost]) -> Cost:
     return made
 
 
+def encode(setting: Setting, batch: int = 1, tokens: int = 512) -> Phase:
+    """An encoder reads texts of ``tokens`` tokens: a whole model without a head, or the encoder of an
+    encoder-decoder, with the keys and values that its decoder's layers will look at."""
+    calls = forward_calls(
+        setting, Pass(batch, 1 if setting.config.encoder_layers else tokens, source=tokens)
+    )
+    if setting.config.encoder_layers:
+        end = next(i for i, c in enumerate(calls) if c.part == "lm_head" or c.role == "head")
+        starts = [i for i, c in enumerate(calls[:end]) if c.role == "embedding"]
+        calls = [*calls[: starts[1]], *(c for c in calls[starts[1] :] if c.role == "memory")]
+    return Phase("encode", batch * tokens, merged(_rows(calls, FORWARD, forward_costs)))
+
+
 def prefill(setting: Setting, batch: int = 1, tokens: int = 512) -> Phase:
-    """Feeding prompts of ``tokens`` tokens through an empty cache, in parts as generation does."""
+    """Feeding prompts of ``tokens`` tokens through an empty cache, in parts as generation does. An
+    encoder-decoder reads them and is fed its start token."""
+    if setting.config.encoder_layers:
+        calls = forward_calls(setting, Pass(batch, 1, cached=True, last=True, source=tokens))
+        first = _rows(calls, FORWARD, forward_costs)
+        return Phase(
+            "prefill", batch * tokens, merged([*encode(setting, batch, tokens).rows, *first])
+        )
+    _check_writes(setting)
     rows: list[Row] = []
     for start in range(0, tokens, PREFILL_CHUNK):
         count = min(PREFILL_CHUNK, tokens - start)
@@ -99,7 +120,9 @@ def prefill(setting: Setting, batch: int = 1, tokens: int = 512) -> Phase:
 
 
 def decode(setting: Setting, batch: int = 1, context: int = 512, greedy: bool = False) -> Phase:
-    """One step: a new token in each row, which looks back on ``context`` tokens and itself."""
+    """One step: a new token in each row, which looks back on ``context`` tokens and itself, and in an
+    encoder-decoder on a source as long."""
+    _check_writes(setting)
     calls = forward_calls(setting, Pass(batch, 1, context, cached=True, last=True))
     calls += sampling_calls(setting, batch, calls[-1].outputs[0], greedy)
     return Phase("decode", batch, merged(_rows(calls, FORWARD, forward_costs)))
@@ -109,10 +132,13 @@ def train_step(
     setting: Setting, batch: int = 1, tokens: int = 512, optimizer: str = "adamw",
     recompute: bool = False, accumulate: int = 1,
 ) -> Phase:  # fmt: skip
-    """An update: forward and backward of ``accumulate`` batches, clipping and the optimizer's step."""
+    """An update: forward and backward of ``accumulate`` batches, clipping and the optimizer's step. An
+    encoder-decoder reads as many tokens as it writes; of a model without a head the loss, which may be
+    any, is left out."""
     run = Pass(batch, tokens, gradients=True)
     calls = forward_calls(setting, run)
-    calls += loss_calls(setting, run, calls[-1].outputs[0])
+    if setting.config.head:
+        calls += loss_calls(setting, run, calls[-1].outputs[0])
     rows = _rows(calls, FORWARD, forward_costs)
     if recompute:
         rows += _rows([c for c in calls if c.layer is not None], RECOMPUTE, forward_costs)
@@ -122,6 +148,11 @@ def train_step(
     return Phase(
         "train.step", batch * tokens * accumulate, merged([*rows, *_update(calls, optimizer)])
     )
+
+
+def _check_writes(setting: Setting) -> None:
+    if not setting.config.head:
+        raise ValueError("a model without a head does not write: count encode() or train_step()")
 
 
 def _rows(calls: list[Call], direction: str, costs: Any) -> list[Row]:

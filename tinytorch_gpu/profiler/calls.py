@@ -16,7 +16,7 @@ IDS = 8  # token ids and positions are int64
 class Array:
     """Something that has a shape and takes memory, or is a view of the ``base`` that does.
 
-    ``kind`` is weight, activation, cache, table (fixed numbers) or ids.
+    ``kind`` is weight, activation, cache, memory (an encoder's keys and values), table (fixed numbers) or ids.
     """
 
     __slots__ = ("base", "kind", "name", "shape", "width")
@@ -94,8 +94,6 @@ class Setting:
     cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.config.encoder_layers or self.config.position == "relative" or not self.config.head:
-            raise ValueError("encoders and relative positions are not counted yet")
         format_named(self.dtype)
         if self.cache_dtype is not None:
             format_named(self.cache_dtype)
@@ -127,7 +125,8 @@ class Pass:
 
     ``cached``: through a cache that holds ``past`` tokens of each row. ``gradients``: recorded, for a backward.
     ``last``: logits of the last token of each row only. ``repeat``: one block stands for all, counted
-    ``num_layers`` times.
+    ``num_layers`` times. ``source``: tokens of what an encoder-decoder reads, by default as many as it
+    writes; through a cache they have been read already.
     """
 
     batch: int
@@ -137,3 +136,9 @@ class Pass:
     gradients: bool = False
     last: bool = False
     repeat: bool = True
+    source: int | None = None
+
+    @property
+    def read(self) -> int:
+        """Tokens of the source."""
+        return self.past + self.tokens if self.source is None else self.source

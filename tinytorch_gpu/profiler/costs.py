@@ -121,7 +121,8 @@ def _attention_traffic(call: Call, made: int) -> Cost:
     cache = [a for a in call.arrays if a is not None and a.kind == "cache"]
     rest = _nbytes_views(a for a in call.arrays if a is not None and a.kind != "cache")
     if not cache:
-        return Cost(read=rest, written=made)
+        memory = _nbytes_views(a for a in call.arrays if a is not None and a.kind == "memory")
+        return Cost(read=rest, written=made, of_cache=memory)
     tokens, stop = call.outputs[0].shape[1], cache[0].shape[1]
     seen = stop if call.options.get("window") is None else min(
         stop, tokens + call.options["window"] - 1
@@ -228,7 +229,8 @@ def _pairs(call: Call) -> tuple[int, int, int]:
 def _attention(call: Call) -> Cost:
     """Two products, and of each pair: scale, largest, difference, exponential, sum."""
     pairs, head, size = _pairs(call)
-    made = Cost(matrix=4 * pairs * head, vector=4 * pairs, special=pairs + size)
+    bias = pairs if _has_bias(call) else 0
+    made = Cost(matrix=4 * pairs * head, vector=4 * pairs + bias, special=pairs + size)
     if call.options.get("dropout"):
         made += Cost(vector=(PHILOX + 2) * pairs)
     if call.op == "cached_attention" and call.arrays[5] is not None:
@@ -243,7 +245,14 @@ def _attention_back(call: Call) -> Cost:
     """Five products: the scores anew, and the gradients of weights, values, queries and keys."""
     pairs, head, size = _pairs(call)
     dropped = (PHILOX + 2) * pairs if call.options.get("dropout") else 0
-    return Cost(matrix=10 * pairs * head, vector=5 * pairs + 2 * size + dropped, special=pairs)
+    bias = 2 * pairs if _has_bias(call) else 0  # added anew, and its gradient over the batch
+    return Cost(
+        matrix=10 * pairs * head, vector=5 * pairs + 2 * size + dropped + bias, special=pairs
+    )
+
+
+def _has_bias(call: Call) -> bool:
+    return call.op == "attention" and len(call.arrays) > 4
 
 
 def _each(vector: float, special: float = 0) -> Callable[[Call], Cost]:
@@ -281,14 +290,14 @@ _FORWARD: dict[str, Callable[[Call], Cost]] = {
     "linear": _linear, "attention": _attention, "cached_attention": _attention,
     "layer_norm": lambda c: _norm(c, 0), "rms_norm": lambda c: _norm(c, 0),
     "add_layer_norm": lambda c: _norm(c, 0), "add_rms_norm": lambda c: _norm(c, 0),
-    "embedding": _nothing, "rotary": _rotary, "add": _each(1), "dropout": _each(PHILOX + 2),
+    "embedding": _nothing, "rotary": _rotary, "add": _each(1), "multiply": _each(1), "dropout": _each(PHILOX + 2),
     "cross_entropy": _logits(4, 1), "argmax": _logits(1, 0), "sample": _logits(6, 1),
 }  # fmt: skip
 _BACKWARD: dict[str, Callable[[Call], Cost]] = {
     "linear": _linear_back, "attention": _attention_back,
     "layer_norm": lambda c: _norm(c, 1), "rms_norm": lambda c: _norm(c, 1),
     "add_layer_norm": lambda c: _norm(c, 1), "add_rms_norm": lambda c: _norm(c, 1),
-    "embedding": _each(1), "rotary": _rotary, "add": _nothing, "dropout": _each(PHILOX + 2),
+    "embedding": _each(1), "rotary": _rotary, "add": _nothing, "multiply": _each(1), "dropout": _each(PHILOX + 2),
     "cross_entropy": _logits(4, 1),
 }  # fmt: skip
 

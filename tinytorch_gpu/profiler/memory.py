@@ -90,6 +90,11 @@ def training_memory(
     """
     if setting.weights.blocked:
         raise ValueError(f"{setting.dtype} weights are not trained: choose a floating dtype")
+    if not setting.config.decoder_only or setting.config.position == "relative":
+        raise ValueError(
+            "the memory of training is predicted for decoders with other than relative positions only; "
+            "parameters() and train_step() count the rest"
+        )
     weights = all_weights(setting)
     stored = sum(w.nbytes for w in weights)
     state = optimizer_bytes(weights, optimizer, momentum)
@@ -187,9 +192,14 @@ def _factors(setting: Setting, calls: list[Call]) -> int:
 def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMemory:
     """Memory of generating with ``batch`` rows of up to ``context`` tokens, the prompt fed in parts."""
     config = setting.config
+    if not config.head:
+        raise ValueError("a model without a head does not write: it has no cache")
     weights = sum(part.nbytes for part in parameters(setting))
     per_token = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.cache)
     cache = round(config.num_layers * batch * context * per_token)
+    if config.encoder_layers:  # the source's, as long as the text
+        read = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.activations)
+        cache += round(config.num_layers * batch * context * read)
     tokens = min(context, PREFILL_CHUNK)
     run = Pass(batch, tokens, past=context - tokens, cached=True, last=True)
     calls = forward_calls(setting, run)

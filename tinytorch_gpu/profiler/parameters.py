@@ -4,16 +4,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoint.shapes import block_shapes, outer_shapes
+from ..checkpoint.shapes import layered_shapes, outer_shapes
 from .calls import Setting
 from .formats import bytes_per_weight, stored_as
 
-_PARTS = {"norm1": "norms", "norm2": "norms", "attention": "attention", "ffn": "feed_forward"}
-_OUTER = {
-    "token_embedding": "token_embedding", "pos_encoding": "position_embedding", "final_norm": "norms",
-    "lm_head": "head", "lm_head_bias": "head",
+# The component of a weight, by the part of the model that its name has.
+_PARTS = {
+    "token_embedding": "token_embedding", "type_embedding": "token_embedding",
+    "pos_encoding": "position_embedding", "relative": "position_embedding", "attention": "attention",
+    "cross_attention": "cross_attention", "ffn": "feed_forward", "norm1": "norms", "norm2": "norms",
+    "cross_norm": "norms", "embedding_norm": "norms", "final_norm": "norms", "lm_head": "head",
+    "lm_head_bias": "head",
 }  # fmt: skip
-_NAMES = ("token_embedding", "position_embedding", "attention", "feed_forward", "norms", "head")
+_NAMES = tuple(dict.fromkeys(_PARTS.values()))
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,15 @@ def parameters(setting: Setting) -> list[Component]:
     config = setting.config
     counts = dict.fromkeys(_NAMES, 0)
     each, stored = dict(counts), dict.fromkeys(_NAMES, 0.0)
-    outer = {
-        name.split(".")[0]: shape
-        for name, shape in outer_shapes(config).items()
-        if "final" not in name
-    }
-    norm = {name: shape for name, shape in outer_shapes(config).items() if "final" in name}
-    entries = [(_OUTER[name], name, shape, 0) for name, shape in outer.items()]
-    entries += [("norms", name, shape, 0) for name, shape in norm.items()]
-    entries += [(_PARTS[n.split(".")[2]], n, shape, 1) for n, shape in block_shapes(config).items()]
-    for part, name, shape, layered in entries:
-        count, times = math.prod(shape), config.num_layers if layered else 1
+    entries = [(name, shape, 0, 1) for name, shape in outer_shapes(config).items()]
+    for block, layers in layered_shapes(config).values():
+        entries += [(name, shape, 1, layers) for name, shape in block.items()]
+    for name, shape, layered, times in entries:
+        part = next(_PARTS[p] for p in name.split(".") if p in _PARTS)
+        count = math.prod(shape)
         # The shapes of all matrices but the tables are (in, out).
         rows = shape if len(shape) == 1 or part.endswith("embedding") else shape[::-1]
-        form = stored_as(setting.weights, name, rows, config.tie_embeddings)
+        form = stored_as(setting.weights, name.removesuffix(".weight"), rows, config.tie_embeddings)
         counts[part] += count * times
         stored[part] += count * times * bytes_per_weight(form)
         each[part] += count * layered

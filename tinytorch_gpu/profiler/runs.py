@@ -62,11 +62,20 @@ def setting_of(model: Transformer) -> Setting:
     return Setting(model.config, dtype, model.device.kind)
 
 
+def _check_decoder(model: Transformer) -> None:
+    if not model.config.decoder_only or model.relative is not None:
+        raise ValueError(
+            "measured runs are for decoders with other than relative positions; --device NAME counts what "
+            "this model costs"
+        )
+
+
 def measure_generation(
     model: Transformer, spec: DeviceSpec, batch: int = 1, prompt: int = 64, tokens: int = 8,
     memory: bool = True,
 ) -> Run:  # fmt: skip
     """A generation of ``tokens`` tokens after prompts of ``prompt``, random ones, by sampling."""
+    _check_decoder(model)
     room = model.config.max_seq_length
     if prompt + tokens > room:
         raise ValueError(f"{prompt} + {tokens} tokens exceed the model's max_seq_length ({room})")
@@ -128,6 +137,7 @@ def measure_training(
     optimizer: str = "adamw", recompute: bool = False, memory: bool = True,
 ) -> Run:  # fmt: skip
     """``steps`` updates on random tokens, as the trainer makes them; the first ones warm up."""
+    _check_decoder(model)
     if tokens > model.config.max_seq_length:
         raise ValueError(
             f"{tokens} tokens exceed the model's max_seq_length ({model.config.max_seq_length})"

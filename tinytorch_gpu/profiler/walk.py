@@ -4,6 +4,8 @@
 to recorded ones.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .calls import IDS, Array, Call, Pass, Setting
@@ -27,19 +29,23 @@ class _Walk:
         self.embedding = setting.weight(
             "token_embedding", self.config.vocab_size, self.config.embed_dim
         )
+        size = (self.config.max_seq_length, self.config.embed_dim)
+        learned = self.config.position == "learned"
+        self.places = setting.weight("pos_encoding", *size) if learned else Array(size, 4, "table")
+        self.distances: Array | None = None
 
     def all(self) -> list[Call]:
-        config = self.config
-        x = self._embed()
-        layers = min(1, config.num_layers) if self.run.repeat else config.num_layers
-        for i in range(layers):
-            self.layer, self.times = i, config.num_layers if self.run.repeat else 1
-            x = self._block(x)
-        self.part, self.layer, self.times = "final_norm", None, 1
-        x = self._norm("final_norm", x)
+        config, memory = self.config, None
+        if config.encoder_layers and not self.run.cached:
+            memory = self._encoded()
+        x = self._stack(self._embed(), memory)
+        if not config.head:
+            return self.calls
         self.part = "lm_head"
         if self.run.last:
             x = Array((self.run.batch, config.embed_dim), self.width, base=x)
+        if config.head_scale != 1.0:
+            x = self._call("multiply", "scale", (x, None), self.activation(*x.shape))
         weight = self.embedding if config.tie_embeddings else self.setting.weight(
             "lm_head", config.vocab_size, config.embed_dim
         )  # fmt: skip
@@ -48,6 +54,35 @@ class _Walk:
             bias = None
         self._linear("head", x, weight, bias)
         return self.calls
+
+    def _encoded(self) -> Array:
+        """The states of the source: the walk through the encoder."""
+        own, self.config = self.config, self.config.encoder
+        run, self.run = self.run, replace(self.run, tokens=self.run.read, past=0, last=False)
+        mine, self.positions = self.positions, Array((self.run.tokens,), IDS, "ids", "positions")
+        memory = self._stack(self._embed(), None)
+        self.config, self.run, self.positions = own, run, mine
+        return memory
+
+    def _stack(self, x: Array, memory: Array | None) -> Array:
+        config = self.config
+        self.distances = self._relative() if config.position == "relative" else None
+        layers = min(1, config.num_layers) if self.run.repeat else config.num_layers
+        for i in range(layers):
+            self.layer, self.times = i, config.num_layers if self.run.repeat else 1
+            x = self._block(x, memory)
+        self.part, self.layer, self.times = "final_norm", None, 1
+        return self._norm("final_norm", x) if config.final_norm else x
+
+    def _relative(self) -> Array:
+        """What distances add to the scores (1, H, T, S)."""
+        config, run = self.config, self.run
+        self.part, self.layer, self.times = "relative", None, 1
+        table = self.setting.weight("relative", config.relative_buckets, config.num_heads)
+        pairs = (1, run.tokens, run.past + run.tokens)
+        looked_up = self.activation(*pairs, config.num_heads)
+        self._call("embedding", "distances", (Array(pairs, IDS, "ids"), table), looked_up)
+        return self._view("permute", looked_up, (1, config.num_heads, *pairs[1:]))[0]
 
     # --- what calls are made of ---
     def activation(self, *shape: int) -> Array:
@@ -131,33 +166,42 @@ class _Walk:
         x = self._call(
             "embedding", "embedding", (ids, self.embedding), self.activation(*shape), keeps=()
         )
+        if config.token_types:
+            table = self.setting.weight("type_embedding", config.token_types, config.embed_dim)
+            kinds = self.activation(*shape)
+            self._call("embedding", "embedding", (Array(ids.shape, IDS, "ids"), table), kinds)
+            x = self._call("add", "embedding", (x, kinds), self.activation(*shape))
         if config.position in ("learned", "sinusoidal"):
-            size = (config.max_seq_length, config.embed_dim)
             learned = config.position == "learned"
-            table = self.setting.weight("pos_encoding", *size) if learned else Array(size, 4, "table")  # fmt: skip
             rows = Array(shape[1:], self.width, "activation" if learned else "table")
-            self._call("embedding", "position", (self.positions, table), rows)
+            self._call("embedding", "position", (self.positions, self.places), rows)
             x = self._call("add", "position", (x, rows), self.activation(*shape))
+        if config.embedding_norm:
+            x = self._norm("embedding_norm", x)
         return self._dropout(x)
 
-    def _block(self, x: Array) -> Array:
+    def _block(self, x: Array, memory: Array | None) -> Array:
+        x = self._part(x, "norm1", "attention", self._attention)
+        if self.config.encoder_layers:
+            x = self._part(
+                x, "cross_norm", "cross_attention", lambda y, r: self._cross(y, r, memory)
+            )
+        return self._part(x, "norm2", "ffn", self._feed_forward)
+
+    def _part(
+        self, x: Array, norm: str, part: str, run: Callable[[Array, Array | None], Array]
+    ) -> Array:
+        """A part of a block with its norm before or after it."""
+        residual = x if self.config.residual else None
         if self.config.pre_norm:
-            self.part = "norm1"
-            inner = self._norm("norm1", x)
-            self.part = "attention"
-            x = self._attention(inner, x if self.config.residual else None)
-            self.part = "norm2"
-            inner = self._norm("norm2", x)
-            self.part = "ffn"
-            return self._feed_forward(inner, x if self.config.residual else None)
-        self.part = "attention"
-        attended = self._attention(x, None)
-        self.part = "norm1"
-        inner = self._norm("norm1", attended, x if self.config.residual else None)
-        self.part = "ffn"
-        fed = self._feed_forward(inner, None)
-        self.part = "norm2"
-        return self._norm("norm2", fed, inner if self.config.residual else None)
+            self.part = norm
+            inner = self._norm(norm, x)
+            self.part = part
+            return run(inner, residual)
+        self.part = part
+        made = run(x, None)
+        self.part = norm
+        return self._norm(norm, made, residual)
 
     def _feed_forward(self, x: Array, residual: Array | None) -> Array:
         config, setting = self.config, self.setting
@@ -178,7 +222,7 @@ class _Walk:
         bias = self._bias("attention.qkv", total * head, config.qkv_bias)
         packed = self._linear("qkv", x, weight, bias)
         (packed,) = self._view("reshape", packed, (*rows, total, head))
-        if run.cached and not config.qk_norm:
+        if run.cached and config.direct:
             mixed = self._cached(packed)
         else:
             mixed = self._apart(packed, heads, shared)
@@ -220,17 +264,60 @@ class _Walk:
             shape = (run.batch, run.past + run.tokens, shared, head)
             width = bytes_per_weight(self.setting.cache)
             k, v = (Array(shape, width, "cache", n) for n in ("keys", "values"))
-        lse = Array((run.batch, heads, run.tokens, 1), max(4, self.width))
-        dropout = config.dropout if run.gradients else 0.0
+        return self._attend(q, k, v, self.distances, config.causal, config.sliding_window)
+
+    def _attend(
+        self, q: Array, k: Array, v: Array, bias: Array | None, causal: bool, window: int | None
+    ) -> Array:
+        """The mix of values, heads side by side."""
+        batch, tokens, heads, head = q.shape
+        lse = Array((batch, heads, tokens, 1), max(4, self.width))
+        dropout = self.config.dropout if self.run.gradients else 0.0
+        arrays = (q, k, v) if bias is None else (q, k, v, None, bias)
         out = self._call(
-            "attention", "attention", (q, k, v), self.activation(*q.shape), keeps=(lse,),
-            causal=config.causal, window=config.sliding_window, dropout=dropout,
+            "attention", "attention", arrays, self.activation(*q.shape), keeps=(lse,),
+            causal=causal, window=window, dropout=dropout,
         )  # fmt: skip
-        flat = (*rows, heads * head)
-        if not dropout:
+        flat = (batch, tokens, heads * head)
+        if not dropout and bias is None:
             return self._view("reshape", out, flat)[0]
-        # With dropout a reference makes it, head by head: to have it token by token is a copy.
+        # A reference makes it, head by head: to have it token by token is a copy.
+        if not self.run.gradients:
+            return self.activation(*flat)
         return self._call("reshape", "view", (out,), self.activation(*flat))
+
+    def _cross(self, x: Array, residual: Array | None, memory: Array | None) -> Array:
+        """Attention to the states of the source, or to keys and values that were made of them before."""
+        config, run = self.config, self.run
+        heads, shared, head = config.num_heads, config.kv_heads, config.head_size
+        name, rows = "cross_attention.", (run.batch, run.tokens)
+        weight = self.setting.weight(name + "query", heads * head, config.embed_dim)
+        bias = self._bias(name + "query", heads * head, config.qkv_bias)
+        q = self._view("reshape", self._linear("query", x, weight, bias), (*rows, heads, head))[0]
+        if config.qk_norm:
+            q = self._head_norm("q_norm", q)
+        if memory is None:
+            shape = (run.batch, run.read, shared, head)
+            width = bytes_per_weight(self.setting.activations)
+            k, v = (Array(shape, width, "memory", n) for n in ("keys", "values"))
+        else:
+            k, v = self._keys_values(memory)
+        mixed = self._attend(q, k, v, None, False, None)
+        weight = self.setting.weight(name + "out", config.embed_dim, heads * head)
+        bias = self._bias(name + "out", config.embed_dim, config.out_bias)
+        return self._projected("out", mixed, weight, bias, residual)
+
+    def _keys_values(self, memory: Array) -> tuple[Array, Array]:
+        config = self.config
+        shared, head = config.kv_heads, config.head_size
+        batch, length, embed = memory.shape
+        weight = self.setting.weight("cross_attention.memory", 2 * shared * head, embed)
+        bias = self._bias("cross_attention.memory", 2 * shared * head, config.qkv_bias)
+        packed = self._linear("memory", memory, weight, bias)
+        (packed,) = self._view("reshape", packed, (batch, length, 2 * shared, head))
+        sizes = ((batch, length, n, head) for n in (0, shared, shared))
+        _, k, v = self._view("split_heads", packed, *sizes)
+        return (self._head_norm("k_norm", k) if config.qk_norm else k), v
 
     def _head_norm(self, name: str, x: Array) -> Array:
         """The norm of queries or keys, which is always RMS."""
