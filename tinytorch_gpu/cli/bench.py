@@ -77,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     rows: list[Row] = []
     with _threads(arguments.threads):
         for name, dtype in itertools.product(arguments.model or ["smollm2"], arguments.dtype):
-            model = open_model(name).load(place, dtype)
+            file = open_model(name)
+            if not file.config.decoder_only:
+                raise ValueError(f"{name} is no decoder alone: bench measures those")
+            model = file.load(place, dtype)
             for row in measured(model, str(name), dtype, arguments):
                 rows.append(row)
                 print(
