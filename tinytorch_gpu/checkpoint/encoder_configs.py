@@ -67,7 +67,9 @@ def t5(fields: Fields, kind: str) -> TransformerConfig:
     before it; files say that by ``tie_word_embeddings``, newer ones by ``scale_decoder_outputs``."""
     embed, layers = fields.whole("d_model", 512), fields.whole("num_layers", 6)
     fields.require("is_decoder", False, "both halves are loaded")
-    fields.number("initializer_range", 0.0)  # T5 has its own rule; we write the key for every family
+    fields.number(
+        "initializer_range", 0.0
+    )  # T5 has its own rule; we write the key for every family
     tied = fields.flag("tie_word_embeddings", True)
     scaled = fields.flag("scale_decoder_outputs", tied)
     return TransformerConfig(

@@ -252,7 +252,7 @@ def _attention_back(call: Call) -> Cost:
 
 
 def _has_bias(call: Call) -> bool:
-    return call.op == "attention" and len(call.arrays) > 4
+    return call.op == "attention" and len(call.arrays) > 4 and call.arrays[4] is not None
 
 
 def _each(vector: float, special: float = 0) -> Callable[[Call], Cost]:

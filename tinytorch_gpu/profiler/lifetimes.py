@@ -63,8 +63,8 @@ def run_forward(
     for i, call in enumerate(calls):
         for array in (*call.arrays, *call.outputs):
             if array is not None:
-                # A norm's result is in a variable of its block while the block runs.
-                until = _end_of_layer(calls, i) if call.role == "norm" else i
+                # A norm's result is in a variable of its block while its part runs.
+                until = _end_of_part(calls, i) if call.role == "norm" else i
                 last[array.owner] = max(last.get(array.owner, 0), until)
     result = result_of(calls).owner
     for i, call in enumerate(calls):
@@ -93,11 +93,15 @@ def call_is_norm(call: Call) -> bool:
     return call.op.startswith("add_") and len(call.outputs) == 2
 
 
-def _end_of_layer(calls: list[Call], index: int) -> int:
-    layer = calls[index].layer
-    while index + 1 < len(calls) and calls[index + 1].layer == layer and layer is not None:
-        index += 1
-    return index
+def _end_of_part(calls: list[Call], index: int) -> int:
+    """The last call of the part of a block that the norm at ``index`` is for."""
+    norm, last = calls[index], index
+    part = next((c.part for c in calls[index + 1 :] if c.layer == norm.layer), None)
+    while last + 1 < len(calls) and calls[last + 1].layer == norm.layer is not None:
+        if calls[last + 1].part not in (norm.part, part):
+            break
+        last += 1
+    return last
 
 
 @dataclass

