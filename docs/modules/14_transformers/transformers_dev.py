@@ -1416,20 +1416,22 @@ from dataclasses import fields
 from tinytorch_gpu.checkpoint import ModelFileError, open_model
 
 YOURS = TransformerConfig(1000, 64, 4, 2, 256, 64, position="learned")
-SIZES = ("vocab_size", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "rotary_dim", "num_layers",
-         "encoder_layers", "hidden_dim", "max_seq_length")  # fmt: skip
+SIZES = ("vocab_size", "embed_dim", "num_heads", "num_layers", "encoder_layers", "hidden_dim", "max_seq_length")  # fmt: skip
 
 
 def show_difference(config):
-    """The sizes in two lines, then every choice that is not your block's."""
+    """The sizes, then every choice that is not your block's."""
     sizes = [f"{name} {getattr(config, name)}" for name in SIZES if getattr(config, name)]
-    print(", ".join(sizes[:5]) + ",\n" + ", ".join(sizes[5:]) + "\n")
-    print(f"{'choice':18}{'yours':>12}{'theirs':>20}")
+    print(", ".join(sizes[:4]) + ",\n" + ", ".join(sizes[4:]) + "\n")
+    print(f"{'choice':18}{'yours':>10}{'theirs':>12}")
+    usual = YOURS.replace(head_dim=config.head_dim, **{n: getattr(config, n) for n in SIZES})
     for name in (field.name for field in fields(config)):
-        mine, theirs = getattr(YOURS, name), getattr(config, name)
-        if mine != theirs and name not in SIZES:
-            theirs = round(theirs, 8) if isinstance(theirs, float) else theirs
-            print(f"{name:18}{mine!s:>12}{theirs!s:>20}")
+        mine, theirs = (
+            f"{value:g}" if isinstance(value, float) else str(value)
+            for value in (getattr(usual, name), getattr(config, name))
+        )
+        if mine != theirs and name not in ("dropout", "init_std", "rotary_dim"):
+            print(f"{name:18}{mine:>10}{theirs:>12}")
 
 
 def opened(name):
