@@ -1,17 +1,19 @@
 """Course modules: from the one edited file to its notebooks.
 
-    python docs/modules/notebooks.py [--check] [--execute] [--html FOLDER] [MODULE ...]
+    python docs/modules/notebooks.py [--check] [--execute] [--html FOLDER] [--save] [MODULE ...]
 
 ``NAME_dev.py`` (jupytext's percent format) is the source. Written from it, byte for byte the same each time, are
 ``NAME_dev.ipynb`` beside it, and in build/modules/ the student's copy, without what stands between ``BEGIN
 SOLUTION`` and ``END SOLUTION``. ``--check`` compares instead of writing; ``--execute`` runs the notebook in a kernel of its
-own; ``--html`` writes the executed one as a page.
+own; ``--html`` writes the executed one as a page. ``--save`` puts what the cells tagged "shown" printed in it
+between two marks of the module's README.
 """
 
 import argparse
 import re
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ _SOLUTION = re.compile(r"( *)### BEGIN SOLUTION\n.*?### END SOLUTION\n?", re.DOT
 _GAP = '{0}### BEGIN SOLUTION\n{0}raise NotImplementedError("your code goes here")\n{0}### END SOLUTION\n'
 # What a cell may take: longer ones lose a student's attention.
 CELL_SECONDS, CELL_LIMIT = 60, 300
+_MARKS = ("<!-- shown:begin -->", "<!-- shown:end -->")
 
 
 def notebook(source: Path) -> Any:
@@ -86,6 +89,30 @@ def page(made: Any) -> str:
     return str(HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(made)[0])
 
 
+def save_shown(made: Any, readme: Path) -> None:
+    """Write what tagged cells printed between the README's marks, with when and where that was."""
+    import platform
+
+    from tinytorch_gpu import __version__
+    from tinytorch_gpu.devices import device
+    from tinytorch_gpu.processors import threads
+    from tinytorch_gpu.profiler.machine import device_name
+
+    printed = [
+        output["text"].rstrip()
+        for cell in made.cells if "shown" in cell.metadata.get("tags", [])
+        for output in cell.outputs if output.get("name") == "stdout"
+    ]  # fmt: skip
+    about = (
+        f"{device_name(device('cpu'))}, {threads()} threads, {date.today()}; tinytorch_gpu {__version__}, "
+        f"Python {platform.python_version()}."
+    )
+    text = "\n\n".join(["```text", *printed, "```"]) + f"\n\n{about}\n"
+    before, rest = readme.read_text(encoding="utf-8").split(_MARKS[0])
+    after = rest.split(_MARKS[1])[1]
+    readme.write_text(f"{before}{_MARKS[0]}\n{text}{_MARKS[1]}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("module", nargs="*", help="folders of docs/modules (default: all)")
@@ -95,6 +122,9 @@ def main() -> None:
     parser.add_argument("--execute", action="store_true")
     parser.add_argument(
         "--html", type=Path, metavar="FOLDER", help="write pages there (runs the notebooks)"
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="update the README (runs the notebooks)"
     )
     given = parser.parse_args()
     sources = sorted(MODULES.glob("*/*_dev.py"))
@@ -108,8 +138,8 @@ def main() -> None:
         sys.exit(
             f"not what their sources give: {[s.with_suffix('.ipynb').name for s in stale]}: make notebook"
         )
-    for source in wanted if given.execute or given.html else []:
-        _run(source, given.html)
+    for source in wanted if given.execute or given.html or given.save else []:
+        _run(source, given.html, given.save)
 
 
 def _written(source: Path, check: bool) -> bool:
@@ -125,7 +155,7 @@ def _written(source: Path, check: bool) -> bool:
     return True
 
 
-def _run(source: Path, html: Path | None) -> None:
+def _run(source: Path, html: Path | None, save: bool) -> None:
     made = notebook(source)
     took = execute(made, source.parent)
     slowest = sorted(took, reverse=True)[:5]
@@ -136,6 +166,9 @@ def _run(source: Path, html: Path | None) -> None:
         html.mkdir(parents=True, exist_ok=True)
         (html / f"{source.stem}.html").write_text(page(made), encoding="utf-8")
         print(f"wrote {html / source.stem}.html")
+    if save:
+        save_shown(made, source.parent / "README.md")
+        print(f"wrote what it printed into {source.parent / 'README.md'}")
     if slowest[0][0] > CELL_SECONDS:
         sys.exit(f"a cell took more than {CELL_SECONDS} s: {slowest[0][1]}")
 

@@ -32,7 +32,7 @@ def measure_device(
         vector, special = _elementwise(place, seconds)
         call = _call(place, seconds)
     return DeviceSpec(
-        _name(place), "gpu" if place.kind == "cuda" else "cpu", _memory(place), bandwidth, rates, vector,
+        device_name(place), "gpu" if place.kind == "cuda" else "cpu", _memory(place), bandwidth, rates, vector,
         special, call, "", "measured", datetime.date.today().isoformat(),
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def _call(place: Device, seconds: float) -> float:
         return _best(place, lambda: ops.rms_norm(x, gain), seconds / 2, 20)
 
 
-def _name(place: Device) -> str:
+def device_name(place: Device) -> str:
     """A processor's name as its maker calls it; nothing about the machine around it."""
     if place.kind == "cuda":
         found = place.xp.cuda.runtime.getDeviceProperties(place.index)["name"]  # type: ignore[attr-defined]

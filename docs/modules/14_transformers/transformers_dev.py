@@ -747,13 +747,13 @@ def train_a_third():
 print(f"untrained, loss {trainer.evaluate(data.val[:5000]):.2f}:\n")
 print(data.tokenizer.decode(trainer.sample(data.tokenizer.encode("The "))))
 
-# %%
+# %% tags=["shown"]
 train_a_third()
 
-# %%
+# %% tags=["shown"]
 train_a_third()
 
-# %%
+# %% tags=["shown"]
 train_a_third()
 
 # %%
@@ -1573,7 +1573,7 @@ if bert_file:
     figure, ax = plt.subplots(figsize=(6, 3.6))
     picture = ax.imshow(vectors @ vectors.T, cmap="Blues", vmin=0, vmax=1)
     ax.set_yticks(range(6), SENTENCES, fontsize=8)
-    ax.set_xticks(range(6), [s.split()[1] for s in SENTENCES], fontsize=8, rotation=45)
+    ax.set_xticks(range(6), [s.split()[-1].strip(".") for s in SENTENCES], fontsize=8, rotation=45)
     for i, j in np.ndindex(6, 6):
         value = vectors[i] @ vectors[j]
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
@@ -1666,20 +1666,20 @@ if t5_file:
     from tinytorch_gpu.core.positions import Positions
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    for ax, stack, name in zip(axes, (t5.encoder, t5), ("encoder: both ways", "decoder: back only"), strict=True):  # fmt: skip
+    for ax, stack, name, ahead in zip(
+        axes, (t5.encoder, t5), ("encoder: both ways", "decoder: back only"), (100, 0), strict=True
+    ):
         with no_grad():
-            bias = stack.relative(Positions(100, 1), 201).numpy()[0, :, 0]
-        behind = np.arange(201) - 100
-        ax.plot(behind, bias.T, lw=1)
+            bias = stack.relative(Positions(100, 1), 101 + ahead).numpy()[0, :, 0]
+        ax.plot(np.arange(-100, ahead + 1), bias.T, lw=1)
         ax.set_title(f"{name}, a line a head", fontsize=9)
-        ax.set_xlabel("key - query")
-    axes[1].axvspan(1, 100, color="0.9")
+        ax.set_xlabel("place of the key - place of the query")
     axes[0].set_ylabel("added to the score")
     plt.show()
 
 # %% [markdown]
-# Some heads look at neighbours, some at one side, some far away. In the grey part of the decoder's picture the mask forbids to look
-# anyway.
+# Some heads look at neighbours, some to one side, some far away; one of the decoder's all but never at the token itself. Steps are
+# buckets: far distances share a number.
 #
 # > **Question.** Of the decoder's two attentions, which needs a cache that grows with each token, and what does the other keep?
 # >
