@@ -237,8 +237,8 @@ def test_what_cannot_be_counted_is_said() -> None:
             count(bert)
     with pytest.raises(ValueError, match="has no cache"):
         inference_memory(bert, 1, 100)
-    with pytest.raises(ValueError, match="memory of training is predicted for decoders"):
-        training_memory(Setting(preset("t5-small")), 1, 100)
+    with pytest.raises(ValueError, match="memory of recomputation is not predicted"):
+        training_memory(Setting(preset("t5-small")), 1, 100, recompute=True)
 
 
 def test_the_calls_of_an_encoder_are_those_that_are_made() -> None:

@@ -12,7 +12,7 @@ from tinytorch_gpu.profiler import Setting, inference_memory, training_memory
 from tinytorch_gpu.profiler.memory import optimizer_bytes, saved_bytes
 from tinytorch_gpu.profiler.traced import measure_training_memory
 
-GPT2, LLAMA = FAMILIES["gpt2"], FAMILIES["llama"]
+GPT2, LLAMA, T5 = FAMILIES["gpt2"], FAMILIES["llama"], {**FAMILIES["t5"], "encoder_layers": 2}
 # (choices, (vocabulary, width, heads, layers, hidden, context), batch, tokens, how it is trained)
 SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int, dict[str, Any]]] = {
     "gpt2": (GPT2, (500, 64, 4, 3, 256, 128), 4, 128, {}),
@@ -26,6 +26,11 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int, dict[str, Any
     "llama, tied": ({**LLAMA, "tie_embeddings": True}, (2000, 64, 4, 2, 192, 256), 1, 200, {}),
     "llama, q/k norm": ({**LLAMA, "qk_norm": True}, (600, 64, 4, 3, 192, 128), 4, 128, {}),
     "course": ({}, (600, 96, 8, 2, 384, 128), 4, 100, {}),
+    "t5": ({**T5, "tie_embeddings": True, "head_scale": 0.1, "activation": "relu"}, (500, 64, 4, 3, 256, 128), 4, 100, {}),
+    "flan-t5": ({**T5, "head_dim": 24}, (700, 96, 4, 2, 128, 128), 2, 128, {}),
+    "an encoder and a decoder": ({"encoder_layers": 2, "pre_norm": False}, (500, 64, 4, 2, 256, 128), 4, 128, {}),
+    "bert": ({**FAMILIES["bert"], "activation": "gelu_tanh"}, (500, 64, 4, 3, 256, 128), 4, 128, {}),
+    "bert again": ({**FAMILIES["bert"], "activation": "gelu_tanh"}, (500, 64, 4, 3, 256, 128), 4, 128, {"recompute": True}),
     "post-norm": ({"pre_norm": False}, (500, 96, 4, 2, 384, 128), 4, 128, {"recompute": True}),
 }  # fmt: skip
 

@@ -90,10 +90,10 @@ def training_memory(
     """
     if setting.weights.blocked:
         raise ValueError(f"{setting.dtype} weights are not trained: choose a floating dtype")
-    if not setting.config.decoder_only or setting.config.position == "relative":
+    if recompute and (setting.config.encoder_layers or setting.config.position == "relative"):
         raise ValueError(
-            "the memory of training is predicted for decoders with other than relative positions only; "
-            "parameters() and train_step() count the rest"
+            "the memory of recomputation is not predicted for blocks that read more than the block before: "
+            "those of an encoder-decoder, or with relative positions"
         )
     weights = all_weights(setting)
     stored = sum(w.nbytes for w in weights)
@@ -102,7 +102,8 @@ def training_memory(
     calls = forward_calls(setting, run)
     tables = _tables(setting, tokens) + _factors(setting, calls)
     rest = stored + state + tables
-    step = _Step(setting, calls, loss_calls(setting, run, calls[-1].outputs[0]), rest, recompute)
+    loss = loss_calls(setting, run, calls[-1].outputs[0]) if setting.config.head else []
+    step = _Step(setting, calls, loss, rest, recompute)
     return TrainingMemory(
         stored, stored, state, tables, step.kept - rest, step.forward_peak, step.backward_peak,
         rest + stored + update_workspace(weights, setting.where),
@@ -136,7 +137,7 @@ class _Step:
 
     def _backward(self) -> None:
         back = Backward(self.ledger, self.where, {})
-        gradient: Array | None = Array((), self.loss.width)
+        gradient: Array | None = Array(self.loss.shape, self.loss.width)
         self.ledger.make(gradient)  # type: ignore[arg-type]
         of, index = self.segments[-1][0][-1].outputs[0], len(self.segments)
         while index:

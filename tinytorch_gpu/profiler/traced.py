@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from ..config import TransformerConfig
+from ..core.tensor import Tensor
 from ..core.transformers import Transformer
 from ..training import SGD, AdamW, CrossEntropyLoss, clip_grad_norm
 from .memory import TrainingMemory
@@ -57,6 +58,14 @@ def measure_training_memory(
             tracemalloc.stop()
 
 
+def _loss(model: Transformer, ids: Any, loss_of: CrossEntropyLoss) -> Tensor:
+    """The loss of a text, about itself if there is an encoder; of a model without a head its states."""
+    if not model.config.head:
+        return model(ids[:, :-1])
+    source = {} if model.encoder is None else {"source": ids[:, :-1]}
+    return loss_of(model(ids[:, :-1], **source), ids[:, 1:])
+
+
 def _measure(
     config: TransformerConfig, batch: int, tokens: int, dtype: str, optimizer: str, recompute: bool
 ) -> TrainingMemory:
@@ -72,9 +81,9 @@ def _measure(
     given = sum(x.nbytes for x in (ids,))
     for _ in range(2):  # the first step makes the tables
         with traced() as forward:
-            loss = loss_of(model(ids[:, :-1]), ids[:, 1:])
+            loss = _loss(model, ids, loss_of)
         with traced() as backward:
-            loss.backward()
+            loss.backward(None if not loss.shape else Tensor(numpy.ones(loss.shape, loss.dtype)))
         gradients = sum(p.grad.data.nbytes for p in model.parameters() if p.grad is not None)
         with traced() as update:
             norm = clip_grad_norm(model.parameters(), 1.0)

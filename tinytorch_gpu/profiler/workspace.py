@@ -18,7 +18,9 @@ from .calls import Array, Call
 
 # A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
 GELU, GELU_BACK = 13, 14
-SCORES_KEPT, SCORES_BACK = 10, 9  # attention with dropout runs its reference
+# Attention with dropout or a bias runs its reference: arrays of all scores at the worst moment.
+SCORES_KEPT, SCORES_BACK = 10, 9
+BIAS_KEPT, BIAS_BACK = 3, 4
 
 
 def forward_workspace(call: Call, where: str = "cpu") -> int:
@@ -106,10 +108,15 @@ def _largest(call: Call) -> tuple[int, int, int, int]:
     return scores, rows, heads * seen, before if before < scores else 0
 
 
+def _has_bias(call: Call) -> bool:
+    return len(call.arrays) > 4 and call.arrays[4] is not None
+
+
 def _attention(call: Call) -> int:
     """A block of scores and the one before; its queries, mixed values and sums."""
-    if call.options.get("dropout"):
-        return SCORES_KEPT * _all_scores(call)
+    kept = SCORES_KEPT if call.options.get("dropout") else BIAS_KEPT if _has_bias(call) else 0
+    if kept:
+        return kept * _all_scores(call)
     scores, rows, _, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
     return round(width * (scores + max(before + rows * head, 2 * rows * head + 4 * rows)))
@@ -117,8 +124,9 @@ def _attention(call: Call) -> int:
 
 def _attention_back(call: Call) -> int:
     """Two blocks of scores; queries, results' gradients and a product of a block, and of its keys."""
-    if call.options.get("dropout"):
-        return SCORES_BACK * _all_scores(call)
+    kept = SCORES_BACK if call.options.get("dropout") else BIAS_BACK if _has_bias(call) else 0
+    if kept:
+        return kept * _all_scores(call)
     scores, rows, keys, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
     return round(width * (2 * (scores + rows * head) + max(before, (keys + rows) * head)))
