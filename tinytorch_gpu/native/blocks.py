@@ -24,11 +24,34 @@ GROUP = 8  # rows that are interleaved
 LAYOUT = "interleaved by 8"
 
 
+class _Together:
+    """Memory for weights, one behind the other in pieces large enough for huge pages: a matrix alone is
+    mostly smaller than one, and a step that reads them all would look up thousands of small ones."""
+
+    PIECE = 1 << 24
+
+    def __init__(self) -> None:
+        self._lock, self._piece, self._used = threading.Lock(), numpy.empty(0, numpy.uint8), 0
+
+    def room(self, size: int) -> Any:
+        """An uninitialised array of ``size`` bytes; its piece is freed with the last array in it."""
+        with self._lock:
+            if self._used + size > self._piece.size:
+                # NumPy asks for huge pages for arrays of this size.
+                self._piece, self._used = numpy.empty(max(self.PIECE, size), numpy.uint8), 0
+            start = self._used
+            self._used += -(-size // 64) * 64
+            return self._piece[start : start + size]
+
+
+_together = _Together()
+
+
 def pack(rows: Any, form: str, width: int) -> Any:
     """Rows (out, bytes) uint8 of a format, ``width`` weights each, interleaved: uint8 (n,)."""
     rows = numpy.ascontiguousarray(rows)
     outs, size = rows.shape
-    packed = numpy.empty(math.ceil(outs / GROUP) * GROUP * size, numpy.uint8)
+    packed = _together.room(math.ceil(outs / GROUP) * GROUP * size)
     _pack(packed.size, pointer(rows), pointer(packed), outs, width, FORMATS[form])
     return packed
 
