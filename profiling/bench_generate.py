@@ -1,290 +1,143 @@
 """Generation speed on a CPU, against the engines that people use for it.
 
-SmolLM2-135M in float32: decode (128 tokens after a prompt of 16) and prefill (512 tokens). Every
-engine runs in a process of its own, since two thread pools in one disturb each other, and they take
-turns, window by window, so that a ratio holds when the machine's speed drifts.
+SmolLM2-135M in the formats that both engines read, the very same file for both: decode (128 tokens after a prompt
+of 16), prefill (512 tokens), eight sequences at once. Every engine and format runs in a process of its own
+(engines.py), and they take turns, window by window, so that a ratio holds when the machine's speed drifts. Then
+start-up and memory (start_up.py), the emulated device's step (emulated_step.py), and what quality.py measured.
 
-    python profiling/bench_generate.py                      # peers that this Python has
-    python profiling/bench_generate.py --peer-python PY     # ... or that another one has
+    python profiling/bench_generate.py                      # all that this Python has
+    python profiling/bench_generate.py --formats q4_0 f32   # some
     python profiling/bench_generate.py --save               # also write results/ and the README
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines import BATCH, PEERS, PREFILL, Worker, has
+
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "generate_cpu.json"
+QUALITY = HERE / "results" / "quality.json"
 README = HERE.parent / "README.md"
-PROMPT, DECODE, PREFILL = 16, 128, 512
-PEERS = {"llama.cpp": "llama_cpp", "transformers": "transformers"}
-TARGETS = {
-    ("llama.cpp", "decode"): 0.75,
-    ("llama.cpp", "prefill"): 0.87,
-    ("transformers", "decode"): 2.2,
-}
+OURS = "tinytorch_gpu"
+FORMATS = ("q4_1", "q4_0", "q8_0", "f16", "f32")  # q4_1: the file as it is shipped
+DTYPES = {"f16": "float16", "f32": "float32"}  # what ``load`` calls them
 
 
-# --- the engines, each in its own process ------------------------------------------------------
+@dataclass(frozen=True)
+class Row:
+    """Our window against another; ``target`` is the least ratio of their rates that is wanted."""
+
+    name: str
+    ours: tuple[str, str]  # format, window
+    peer: tuple[str, str, str]  # engine, format, window
+    target: float | None = None
 
 
-class Ours:
-    """This library, by NumPy alone."""
-
-    def __init__(self, files: dict[str, str], threads: int):
-        import numpy
-
-        import tinytorch_gpu
-        from tinytorch_gpu.generation import Cache
-
-        self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}"
-        self.model = tinytorch_gpu.Transformer.from_pretrained(
-            files["shipped"], device="cpu", dtype="float32"
+def rows(formats: list[str]) -> list[Row]:
+    """What is compared, of these formats."""
+    least = {"q4_1": 2.2, "q4_0": 1.6, "q8_0": 1.6, "f16": 1.15, "f32": 1.03}
+    made = [
+        Row(f"decode {f}", (f, "decode"), ("llama.cpp", f, "decode"), least[f]) for f in formats
+    ]
+    four = next((f for f in ("q4_0", "q4_1") if f in formats), None)
+    if four is not None:
+        made += [
+            Row(f"prefill {four}", (four, "prefill"), ("llama.cpp", f, "prefill")) for f in formats
+        ]
+        made.append(Row(f"batch of {BATCH} {four}", (four, "batch"), (OURS, four, "decode"), 2.5))
+        made.append(
+            Row(f"decode {four}", (four, "decode"), ("transformers", "f32", "decode"), 14.0)
         )
-        self.cache = Cache.for_model(self.model, 1, PREFILL + DECODE + 1)
-
-    def prefill(self, ids: list[int]) -> float:
-        self.cache.reset()
-        start = time.perf_counter()
-        self.model.generate([ids], 1, temperature=0, cache=self.cache)
-        return len(ids) / (time.perf_counter() - start)
-
-    def decode(self, ids: list[int]) -> float:
-        self.cache.reset()
-        steps = self.model.generate(
-            [ids[:PROMPT]], DECODE + 1, temperature=0, cache=self.cache, stream=True
-        )
-        next(steps)
-        start = time.perf_counter()
-        for _ in range(DECODE):
-            next(steps)
-        return DECODE / (time.perf_counter() - start)
-
-    def outside(self, ids: list[int]) -> float:
-        """Share of a decode step that is not a product with a weight."""
-        from tinytorch_gpu.host import linear
-
-        inside, real = [0.0], linear._vector_product
-
-        def timed(*arrays: Any) -> None:
-            start = time.perf_counter()
-            real(*arrays)
-            inside[0] += time.perf_counter() - start
-
-        linear._vector_product = timed
-        try:
-            self.cache.reset()
-            steps = self.model.generate(
-                [ids[:PROMPT]], DECODE + 1, temperature=0, cache=self.cache, stream=True
-            )
-            next(steps)
-            inside[0], start = 0.0, time.perf_counter()
-            for _ in range(DECODE):
-                next(steps)
-            return 1 - inside[0] / (time.perf_counter() - start)
-        finally:
-            linear._vector_product = real
+    if "f32" in formats:
+        made.append(Row("decode f32", ("f32", "decode"), ("transformers", "f32", "decode"), 3.0))
+    return made
 
 
-class LlamaCpp:
-    """llama.cpp through llama-cpp-python, on the same weights in F32."""
+def model_files(folder: str, formats: list[str]) -> dict[str, str]:
+    """A GGUF file of the demo model in each format."""
+    from tinytorch_gpu.checkpoint import open_model, save_gguf
 
-    def __init__(self, files: dict[str, str], threads: int):
-        import llama_cpp
-
-        self.version = f"llama-cpp-python {llama_cpp.__version__}"
-        self.model = llama_cpp.Llama(
-            files["f32"], n_ctx=PREFILL + DECODE + 1, n_batch=PREFILL, n_threads=threads,
-            n_threads_batch=threads, verbose=False,
-        )  # fmt: skip
-
-    def prefill(self, ids: list[int]) -> float:
-        self.model.reset()
-        start = time.perf_counter()
-        self.model.eval(ids)
-        return len(ids) / (time.perf_counter() - start)
-
-    def decode(self, ids: list[int]) -> float:
-        self.model.reset()
-        self.model.eval(ids[:PROMPT])
-        start = time.perf_counter()
-        for token in ids[:DECODE]:
-            self.model.eval([token])
-        return DECODE / (time.perf_counter() - start)
+    shipped = open_model("smollm2")
+    made = {"q4_1": str(shipped.path)}
+    for form in formats:
+        if form not in made:
+            made[form] = f"{folder}/{form}.gguf"
+            model = shipped.load("cpu", DTYPES.get(form, form))
+            save_gguf(model, made[form], metadata=dict(shipped.metadata))
+    return made
 
 
-class Transformers:
-    """Hugging Face's transformers on PyTorch, on the same weights in float32."""
-
-    def __init__(self, files: dict[str, str], threads: int):
-        import torch
-        import transformers
-
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.version = f"transformers {transformers.__version__}, PyTorch {torch.__version__}"
-        path = Path(files["shipped"])
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32
-        ).eval()
-
-    def _step(self, ids: list[int], past: Any = None) -> Any:
-        with self.torch.inference_mode():
-            out = self.model(
-                self.torch.tensor([ids]), past_key_values=past, use_cache=True, logits_to_keep=1
-            )
-        return out.past_key_values
-
-    def prefill(self, ids: list[int]) -> float:
-        start = time.perf_counter()
-        self._step(ids)
-        return len(ids) / (time.perf_counter() - start)
-
-    def decode(self, ids: list[int]) -> float:
-        past = self._step(ids[:PROMPT])
-        start = time.perf_counter()
-        for token in ids[:DECODE]:
-            past = self._step([token], past)
-        return DECODE / (time.perf_counter() - start)
-
-
-ENGINES = {"tinytorch_gpu": Ours, "llama.cpp": LlamaCpp, "transformers": Transformers}
-
-
-def work(name: str, files: dict[str, str], threads: int) -> None:
-    """Serve windows to the parent: a line in names one, a line out is its figure."""
-    engine = ENGINES[name](files, threads)
-    print(json.dumps(engine.version), flush=True)
-    for line in sys.stdin:
-        window, ids = json.loads(line)
-        print(json.dumps(getattr(engine, window)(ids)), flush=True)
-
-
-# --- the parent ---------------------------------------------------------------------------------
-
-
-class Worker:
-    """An engine's process."""
-
-    def __init__(self, name: str, python: str, files: dict[str, str], threads: int):
-        command = [python, __file__, "--work", name, "--files", json.dumps(files)]
-        command += ["--threads", str(threads)]
-        count = str(threads)
-        environment = os.environ | {
-            "OPENBLAS_NUM_THREADS": count, "OMP_NUM_THREADS": count, "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment,
-        )  # fmt: skip
-        self.version = self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            try:
-                return json.loads(line)
-            except ValueError:  # an engine that prints
-                continue
-        raise RuntimeError(f"{' '.join(self.process.args)} ended without an answer")
-
-    def run(self, window: str, ids: list[int]) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([window, ids]) + "\n")
-        self.process.stdin.flush()
-        return float(self._answer())
-
-
-def f32_file(shipped: str, folder: str) -> str:
-    """Write the shipped model with all its weights in F32, for llama.cpp."""
-    import gguf
-
-    reader = gguf.GGUFReader(shipped)
-    path = f"{folder}/model-f32.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = 0 if key == "general.file_type" else field.contents()
-        inner = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(key, value, field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def has(python: str, module: str) -> bool:
-    """Whether an interpreter has a module."""
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-    return subprocess.run([python, "-c", code], check=False).returncode == 0
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Run the windows in turn; return all figures."""
-    import random
-
-    from tinytorch_gpu.checkpoint import open_model
-
     ids = [random.Random(0).randrange(49152) for _ in range(PREFILL)]
-    shipped = str(open_model("smollm2").path)
+    there = {OURS, *(name for name, module in PEERS.items() if has(sys.executable, module))}
+    wanted = [row for row in rows(given.formats) if row.peer[0] in there]
     with tempfile.TemporaryDirectory() as folder:
-        files = {"shipped": shipped}
-        workers = {
-            "tinytorch_gpu": Worker("tinytorch_gpu", sys.executable, files, arguments.threads)
-        }
-        for name, module in PEERS.items():
-            for python in (sys.executable, *arguments.peer_python):
-                if name not in workers and has(python, module):
-                    if name == "llama.cpp":
-                        files["f32"] = f32_file(shipped, folder)
-                    workers[name] = Worker(name, python, files, arguments.threads)
-        figures: dict[str, dict[str, list[float]]] = {
-            name: {"decode": [], "prefill": []} for name in workers
-        }
-        for turn in range(arguments.windows + 1):
-            for window in ("decode", "prefill"):
-                for name, worker in workers.items():
-                    rate = worker.run(window, ids)
-                    if turn:  # the first is a warm-up
-                        figures[name][window].append(rate)
-        outside = workers["tinytorch_gpu"].run("outside", ids)
-        versions = {name: worker.version for name, worker in workers.items()}
+        files = model_files(folder, given.formats)
+        workers: dict[tuple[str, str], Worker] = {}
+        figures: dict[tuple[str, str, str], list[float]] = {}
+        for turn in range(given.windows + 1):
+            for key in dict.fromkeys(k for r in wanted for k in ((OURS, *r.ours), r.peer)):
+                engine, form, window = key
+                if (engine, form) not in workers:
+                    # transformers reads its own layout of the very weights: the shipped file, widened.
+                    path = files["q4_1" if engine == "transformers" else form]
+                    workers[engine, form] = Worker(
+                        engine, sys.executable, path, given.threads, given.tokens
+                    )
+                rate = workers[engine, form].run(window, ids)
+                if turn:  # the first is a warm-up
+                    figures.setdefault(key, []).append(rate)
+        versions = {name: worker.version for (name, _), worker in workers.items()}
         for worker in workers.values():
             worker.process.kill()
-    return summary(figures, versions, outside, arguments)
-
-
-def summary(
-    figures: dict[str, Any], versions: dict[str, str], outside: float, arguments: Any
-) -> dict[str, Any]:
-    """Medians, and the median of the ratios of windows that ran next to each other."""
-    ours = figures["tinytorch_gpu"]
-    rows = []
-    for name, rates in figures.items():
-        for window in ("decode", "prefill"):
-            pairs = [a / b for a, b in zip(ours[window], rates[window], strict=True)]
-            rows.append({
-                "engine": name, "window": window, "ratio": statistics.median(pairs),
-                "ratio_low": min(pairs), "ratio_high": max(pairs),
-                "tokens_per_second": statistics.median(rates[window]),
-                "target": TARGETS.get((name, window)), "windows": rates[window],
-            })  # fmt: skip
+            worker.process.wait()
+    made = [compared(row, figures) for row in wanted]
     return {
-        "model": "SmolLM2-135M-Instruct, float32", "windows": arguments.windows,
-        "threads": arguments.threads, "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-        "versions": versions, "share_outside_matrix_products": outside, "rows": rows,
+        "model": "SmolLM2-135M-Instruct", "windows": given.windows, "tokens": given.tokens,
+        "threads": given.threads, "date": time.strftime("%Y-%m-%d"), "machine": machine(),
+        "versions": versions, "rows": best_prefill(made),
     }  # fmt: skip
+
+
+def compared(row: Row, figures: dict[tuple[str, str, str], list[float]]) -> dict[str, Any]:
+    """The ratio of two windows: the median of pairs that ran in the same turn, and a lower bound."""
+    ours, peer = figures[(OURS, *row.ours)], figures[row.peer]
+    if row.peer[0] == OURS:  # eight at once against eight one by one: the same number of tokens
+        peer = list(peer)
+    pairs = [a / b for a, b in zip(ours, peer, strict=True)]
+    return {
+        "name": row.name, "against": f"{row.peer[0]} {row.peer[1]}", "target": row.target,
+        "ratio": statistics.median(pairs), "low": lower_bound(pairs), "ours": statistics.median(ours),
+        "peer": statistics.median(peer), "pairs": pairs,
+    }  # fmt: skip
+
+
+def lower_bound(pairs: list[float], draws: int = 2000) -> float:
+    """The lower 95 % bound of the median, by the bootstrap."""
+    source = random.Random(0)
+    medians = sorted(statistics.median(source.choices(pairs, k=len(pairs))) for _ in range(draws))
+    return medians[draws // 20]
+
+
+def best_prefill(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the prefill rows only the one against the peer's fastest format, with its target."""
+    prefills = [row for row in made if row["name"].startswith("prefill")]
+    if not prefills:
+        return made
+    best = max(prefills, key=lambda row: row["peer"])
+    best |= {"target": 1.15, "against": best["against"] + ", its best"}
+    return [row for row in made if row is best or row not in prefills]
 
 
 def machine() -> str:
@@ -302,29 +155,86 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} processors"
 
 
+# --- the rest of the table ---
+
+
+def beside(given: argparse.Namespace) -> dict[str, Any]:
+    """Start-up and memory, the emulated device's step, the quality that was measured last."""
+    import emulated_step
+    import start_up
+
+    from tinytorch_gpu.checkpoint import open_model
+
+    made: dict[str, Any] = {
+        "start_up": start_up.measure(str(open_model("smollm2").path), given.threads),
+        "import": start_up.import_seconds(),
+        "emulated": [emulated_step.measure(form) for form in emulated_step.FORMATS],
+    }
+    if QUALITY.exists():
+        made["quality"] = json.loads(QUALITY.read_text("utf-8"))
+    return made
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown, the ratio first."""
     lines = [
         f"{result['model']} on {result['machine']}, {result['threads']} threads, "
-        f"{result['date']}; medians of {result['windows']} windows in turn. A ratio above 1 means "
-        "that tinytorch_gpu is faster.",
+        f"{result['date']}; medians of {result['windows']} windows in turn, of {result['tokens']} tokens. A "
+        "ratio above 1 means that tinytorch_gpu is faster; 95 %: it is above this.",
         "",
-        "| against | window | ratio (lowest to highest) | target | tokens/s |",
-        "|---|---|---|---|---|",
+        "| tokens/s | against | ratio | 95 % | wanted | ours | theirs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         target = "" if row["target"] is None else f"{row['target']:.2f}"
-        if row["engine"] == "tinytorch_gpu":
-            ratio = ""
         lines.append(
-            f"| {row['engine']} | {row['window']} | {ratio} | {target} "
-            f"| {row['tokens_per_second']:.1f} |"
+            f"| {row['name']} | {row['against']} | {row['ratio']:.2f} | {row['low']:.2f} | {target} "
+            f"| {row['ours']:.1f} | {row['peer']:.1f} |"
         )
-    share = result["share_outside_matrix_products"]
-    lines += ["", f"Share of a decode step outside the products with weights: {share:.0%}."]
-    lines += ["", "Versions: " + "; ".join(result["versions"].values()) + "."]
-    return "\n".join(lines)
+    if "start_up" in result:
+        lines += ["", *_start_up(result)]
+    if "emulated" in result:
+        lines += ["", *_emulated(result)]
+    if "quality" in result:
+        lines += ["", *_quality(result["quality"])]
+    return "\n".join([*lines, "", "Versions: " + "; ".join(result["versions"].values()) + "."])
+
+
+def _start_up(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| the shipped file, a process's start to its first token | cold file, s | warm, s | peak, MB |",
+        "|---|---|---|---|",
+    ]
+    for row in result["start_up"]:
+        lines.append(
+            f"| {row['engine']} | {row['cold']:.2f} | {row['warm']:.2f} | {row['megabytes']:.0f} |"
+        )
+    took = result["import"]
+    more = 1000 * (took["tinytorch_gpu"] - took["numpy"])
+    return [*lines, "", f"Importing the package takes {more:.0f} ms more than importing NumPy."]
+
+
+def _emulated(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| a captured step on the emulated device | launches, layers | bytes over the least |",
+        "|---|---|---|",
+    ]
+    for row in result["emulated"]:
+        lines.append(
+            f"| {row['format']} | {row['launches']}, {row['layers']} | {row['moved'] / row['least']:.3f} |"
+        )
+    return lines
+
+
+def _quality(quality: dict[str, Any]) -> list[str]:
+    lines = [
+        f"| {quality['tokens']} teacher-forced tokens, against float32 | KL | argmax |",
+        "|---|---|---|",
+    ]
+    for row in quality["rows"]:
+        kl = f"{row['kl']:.5f} ± {row['kl_error']:.5f}"
+        lines.append(f"| {row['format']}, {row['engine']} | {kl} | {row['argmax']} |")
+    return [*lines, "", f"(quality.py, {quality['date']})"]
 
 
 def save(result: dict[str, Any]) -> None:
@@ -339,21 +249,22 @@ def save(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=7, help="counted windows of each engine")
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--windows", type=int, default=5, help="counted windows of each engine")
+    parser.add_argument("--tokens", type=int, default=128, help="decoded in a window")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peer-python", action="append", default=[], help="has more peers")
+    parser.add_argument("--speed-only", action="store_true", help="no start-up, no emulated device")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--save", action="store_true", help="write results/ and the README")
-    parser.add_argument("--work", choices=ENGINES, help=argparse.SUPPRESS)
-    parser.add_argument("--files", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work:
-        work(arguments.work, arguments.files, arguments.threads)
-        return
-    result = measure(arguments)
-    print(json.dumps(result, indent=1) if arguments.json else table(result))
-    if arguments.save:
+    given = parser.parse_args()
+    if given.tokens > PREFILL:
+        parser.error(f"--tokens must be at most {PREFILL}, not {given.tokens}")
+    result = measure(given)
+    if not given.speed_only:
+        result |= beside(given)
+    print(json.dumps(result, indent=1) if given.json else table(result))
+    if given.save:
         save(result)
 
 
