@@ -10,6 +10,7 @@ between two marks of the module's README.
 """
 
 import argparse
+import copy
 import re
 import sys
 import time
@@ -23,6 +24,12 @@ _SOLUTION = re.compile(r"( *)### BEGIN SOLUTION\n.*?### END SOLUTION\n?", re.DOT
 _GAP = '{0}### BEGIN SOLUTION\n{0}raise NotImplementedError("your code goes here")\n{0}### END SOLUTION\n'
 # What a cell may take: longer ones lose a student's attention.
 CELL_SECONDS, CELL_LIMIT = 60, 300
+# What is wider than the screen scrolls in its own box.
+_STYLE = (
+    "math[display=block] { overflow-x: auto; overflow-y: hidden } "
+    ".jp-RenderedHTMLCommon table { display: block; overflow-x: auto } "
+    ".jp-OutputArea-output pre { white-space: pre; overflow-x: auto }"
+)
 _MARKS = ("<!-- shown:begin -->", "<!-- shown:end -->")
 
 
@@ -76,17 +83,33 @@ def execute(made: Any, folder: Path) -> list[tuple[float, str]]:
 
     client = NotebookClient(
         made, timeout=CELL_LIMIT, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-        on_cell_execute=start, on_cell_executed=done,
+        coalesce_streams=True, on_cell_execute=start, on_cell_executed=done,
     )  # fmt: skip
     client.execute()
     return took
 
 
+_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
+
+
 def page(made: Any) -> str:
-    """The executed notebook as one HTML page."""
+    """The executed notebook as one HTML page, that needs nothing from elsewhere: formulas are MathML."""
+    from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
 
-    return str(HTMLExporter(template_name="lab", embed_images=True).from_notebook_node(made)[0])
+    def formula(match: re.Match[str]) -> str:
+        shown = match[1] is not None
+        return str(convert(match[1] or match[2], display="block" if shown else "inline"))
+
+    made = copy.deepcopy(made)
+    for cell in made.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _MATH.sub(formula, cell.source)
+    exporter = HTMLExporter(
+        template_name="lab", embed_images=True, mathjax_url="", require_js_url=""
+    )
+    text = str(exporter.from_notebook_node(made)[0])
+    return text.replace("</head>", f"<style>{_STYLE}</style></head>", 1)
 
 
 def save_shown(made: Any, readme: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .calls import Array, Call
 from .costs import VIEWS
-from .workspace import backward_workspace, forward_workspace
+from .workspace import backward_workspace, forward_workspace, made_unrecorded
 
 
 class Ledger:
@@ -63,19 +63,21 @@ def run_forward(
     for i, call in enumerate(calls):
         for array in (*call.arrays, *call.outputs):
             if array is not None:
-                # A norm's result is in a variable of its block while its part runs.
-                until = _end_of_part(calls, i) if call.role == "norm" else i
-                last[array.owner] = max(last.get(array.owner, 0), until)
+                last[array.owner] = max(last.get(array.owner, 0), i)
+        if call.role == "norm":  # its result is in a variable of the block while its part runs
+            normed = call.outputs[-1].owner
+            last[normed] = max(last[normed], _end_of_part(calls, i))
     result = result_of(calls).owner
     for i, call in enumerate(calls):
         made = [a for a in call.outputs if a.base is None and a.kind != "ids"]
-        for array in (*made, *call.keeps):
+        keeps = call.keeps if recorded else made_unrecorded(call, where)
+        for array in (*made, *keeps):
             ledger.make(array)
         ledger.need(forward_workspace(call, where))
         if recorded:
             for array in held(call):
                 ledger.hold(array)
-        for array in call.keeps:
+        for array in keeps:
             ledger.drop(array)
         for array in [a for a, until in last.items() if until == i]:
             if array is not result and array is not given:

@@ -9,6 +9,8 @@ back to.
 import math
 from collections.abc import Callable
 
+from .. import native
+from ..config import GATED
 from ..host.attention import QUERIES, SCORES, batch_parts
 from ..host.buffers import BLOCK
 from ..host.linear import APART
@@ -25,7 +27,7 @@ BIAS_KEPT, BIAS_BACK = 3, 4
 
 def forward_workspace(call: Call, where: str = "cpu") -> int:
     """Bytes beside the results while a call runs."""
-    need = _FORWARD.get(call.op)
+    need = None if _is_native(call) else _FORWARD.get(call.op)
     return need(call) if need is not None and where == "cpu" else 0
 
 
@@ -34,10 +36,14 @@ def backward_workspace(call: Call, where: str = "cpu") -> int:
     if call.op == "linear" and call.options.get("activation") and where != "cpu":
         return call.keeps[0].nbytes  # the gradient before the activation, on every device
     need = _BACKWARD.get(call.op)
+    if _is_native(call):
+        # The gradient before an activation takes the place of the result's, unless it is wider.
+        gated = call.op == "linear" and call.options.get("activation") in GATED
+        return call.keeps[0].nbytes if gated else 0
     return need(call) if need is not None and where == "cpu" else 0
 
 
-def update_workspace(weights: list[Array], where: str = "cpu") -> int:
+def update_workspace(weights: list[Array], where: str = "cpu", optimizer: str = "adamw") -> int:
     """Bytes beside the state while an optimizer steps: two buffers of a chunk; for the norm of gradients in 16
     bits the largest widened, and squared."""
     largest = max(weights, key=lambda w: w.size, default=None)
@@ -45,7 +51,25 @@ def update_workspace(weights: list[Array], where: str = "cpu") -> int:
         return 0
     if largest.width < 4:
         return 8 * largest.size
+    if largest.width == 4 and optimizer == "adamw" and native.library() is not None:
+        return 0
     return round(2 * largest.width * min(CHUNK, largest.size)) * threads()
+
+
+def made_unrecorded(call: Call, where: str) -> tuple[Array, ...]:
+    """What a call that is not recorded makes of what it would keep: NumPy's makers all the same."""
+    return () if where == "cpu" and _is_native(call) else call.keeps
+
+
+# Native code works in place, or a few rows at a time.
+_NATIVE = ("linear", "attention", "cached_attention", "cross_entropy")
+
+
+def _is_native(call: Call) -> bool:
+    """Whether native code does a call, which needs nothing beside the results."""
+    if call.op not in _NATIVE or native.library() is None or _first(call).width != 4:
+        return False
+    return call.op != "attention" or not (call.options.get("dropout") or _has_bias(call))
 
 
 def _first(call: Call) -> Array:
