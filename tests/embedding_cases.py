@@ -25,6 +25,7 @@ EMBEDDING: list[Case] = [
     _case("all the same", array(np.full((3, 40), 2)), weight(3, 12)),
     _case("as often as one warp sums", array(np.repeat([2, 0, 1], [32, 33, 31])), weight(3, 8)),
     _case("a wide row", array([3, 0]), weight(4, 1540)),
+    _case("a wide row, one by one", array([3, 0, 3]), weight(4, 1541)),
     _case("more rows than a block", ids(300, 50), weight(300, 4)),
     _case("no ids", array(np.zeros((0, 3))), weight(5, 4)),
     _case("a number", array(2), weight(4, 8)),

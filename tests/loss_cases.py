@@ -39,5 +39,7 @@ LOSS: list[Case] = [
     _case("hidden classes", fixed([[0.5, -np.inf, 2, -np.inf], [-np.inf, 1, -np.inf, -np.inf]]),
           array([2, 1])),
     _case("a hidden target", fixed([[0.5, -np.inf, 2.0]]), array([1])),
+    _case("nothing but hidden", fixed([[-np.inf, -np.inf, -np.inf], [1.0, 0.0, -1.0]]), array([1, 2])),
+    _case("infinite", fixed([[0.5, np.inf, 2.0], [1.0, 2.0, 3.0]]), array([0, 1])),
     _case("not a number", fixed([[0.5, np.nan, 2.0], [1.0, 2.0, 3.0]]), array([0, 1])),
 ]  # fmt: skip
