@@ -89,6 +89,7 @@ EQUIVALENT: list[tuple[str, str]] = [
         "return fits && column + n < width",
         "the last chunk of a row goes element by element: slower only",
     ),
+    ("i <= NEIGHBOURS; i++) {", "an element that is not `present` is not written"),
     ("const int CHUNKS = ELEMENTS;", "more registers than a row has elements: slower only"),
     ("if (column > s.width) break;", "one more step that multiplies zeros"),
     ("i += stride + 1) out[i] =", "a tail is shorter than a stride: each thread makes one turn"),

@@ -30,6 +30,17 @@ def _coarse(*shape: int) -> Floats:
     return Floats(lambda random: np.round(random.standard_normal(shape) * 2) / 2)
 
 
+def _crowded(*shape: int) -> Floats:
+    """Logits nearly equal but for one far below, so that one of the bins has all the others."""
+
+    def draw(random: Any) -> Any:
+        made = random.standard_normal(shape) * 1e-3
+        made[:, 7] = -40
+        return made
+
+    return Floats(draw)
+
+
 def _sample_cases() -> list[Case]:
     steep, flat, hidden = np.zeros((2, 300)), np.full((2, 50), -1.5), np.zeros((2, 70))
     steep[:, 17] = 60
@@ -54,11 +65,9 @@ def _sample_cases() -> list[Case]:
         _sample("nearly equal", _spread((2, 300), 1e-3), 1.0, [25, 0], [0.7, 0.6], 0.0),
         # An edge among more logits of one bin than a block has threads, and than are listed. A logit missed
         # moves what is drawn by part of a place.
-        _sample("crowded", _spread((8, 1500), 1e-3), 1.0, np.arange(1100, 1500, 50), 1.0, 0.0),
-        _sample(
-            "crowded, top p", _spread((8, 1500), 1e-3), 1.0, 0, np.linspace(0.75, 0.97, 8), 0.0
-        ),
-        _sample("overfull", _spread((3, 5000), 1e-3), 1.0, [4400, 4700, 0], [1.0, 1.0, 0.93], 0.0),
+        _sample("crowded", _crowded(8, 1500), 1.0, np.arange(1100, 1500, 50), 1.0, 0.0),
+        _sample("crowded, top p", _crowded(8, 1500), 1.0, 0, np.linspace(0.75, 0.97, 8), 0.0),
+        _sample("overfull", _crowded(3, 5000), 1.0, [4400, 4700, 0], [1.0, 1.0, 0.93], 0.0),
         _sample("far apart", _spread((2, 300), 300.0), 1.0, [25, 0], [0.7, 0.6], 0.0),
         _sample("nearly cold", _spread((2, 300), 2.0), 1e-3, [25, 0], [0.7, 0.6], 0.0),
         _sample("hot", _spread((2, 300), 2.0), 50.0, [25, 0], [0.7, 0.6], 0.0),
