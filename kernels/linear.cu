@@ -100,6 +100,9 @@ template <int ROWS, class W> __device__ inline void dot_singly(
     }
 }
 
+// Loads of blocks that a lane has under way, of each row: as many as the sums leave registers for.
+template <int ROWS> constexpr int HELD = ROWS <= 8 ? 2 : 1;
+
 // The same for rows of blocks, which a warp takes apart in its `stage` of shared memory.
 template <int ROWS, class B> __device__ inline void dot_blocks(
         float (&sums)[2][ROWS], const unsigned char* one, const unsigned char* two, const REAL* xs, unsigned char* stage,
@@ -108,7 +111,7 @@ template <int ROWS, class B> __device__ inline void dot_blocks(
     for (int start = way.part * GROUP; start < s.width; start += way.split * GROUP) {
         int packs = min(GROUP, s.width - start) / 8, bytes = packs * whole / (GROUP / 8), at = start / GROUP * whole;
         __syncwarp();
-        stage_two<STAGE<B>>(stage, one + at, two + at, bytes);
+        stage_two<STAGE<B>, HELD<ROWS>>(stage, one + at, two + at, bytes);
         __syncwarp();
         for (int pack = lane; pack < packs; pack += 32) {
             float a[8], b[8];

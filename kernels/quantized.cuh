@@ -94,38 +94,34 @@ template <> struct Blocks<q4_1> : Nibbles {
     }
 };
 
-// How far back from an address, in words, the 32-byte sector begins that it lies in.
-template <class W> __device__ inline int into_sector(const unsigned char* p) {
-    return (int)((unsigned long long)p & 31) / (int)sizeof(W);
-}
-
 // A warp copies `bytes` bytes of each of two rows to their stages, loads ahead of the
-// stores: else every load would wait for the one before. Its loads begin with sectors, wherever the rows do.
-template <class W, int MOST> __device__ inline void stage_words(
+// stores: else every load would wait for the one before.
+template <class W, int MOST, int HELD> __device__ inline void stage_words(
         unsigned char* to, const unsigned char* one, const unsigned char* two, int bytes) {
-    const int held = 2;  // as many as registers are left for
-    const int count = bytes / (int)sizeof(W), lane = threadIdx.x & 31;
-    int first = lane - into_sector<W>(one), second = lane - into_sector<W>(two);
+    int count = bytes / (int)sizeof(W);
 #pragma unroll 1
-    for (; min(first, second) < count; first += 32 * held, second += 32 * held) {
-        W words[2][held];
+    for (int start = threadIdx.x & 31; start < count; start += 32 * HELD) {
+        W words[2][HELD];
 #pragma unroll
-        for (int n = 0; n < held; n++) {
-            if ((unsigned)(first + 32 * n) < (unsigned)count) words[0][n] = ((const W*)one)[first + 32 * n];
-            if ((unsigned)(second + 32 * n) < (unsigned)count) words[1][n] = ((const W*)two)[second + 32 * n];
-        }
+        for (int n = 0; n < HELD; n++)
+            if (start + 32 * n < count) {
+                words[0][n] = ((const W*)one)[start + 32 * n];
+                words[1][n] = ((const W*)two)[start + 32 * n];
+            }
 #pragma unroll
-        for (int n = 0; n < held; n++) {
-            if ((unsigned)(first + 32 * n) < (unsigned)count) ((W*)to)[first + 32 * n] = words[0][n];
-            if ((unsigned)(second + 32 * n) < (unsigned)count) ((W*)(to + MOST))[second + 32 * n] = words[1][n];
-        }
+        for (int n = 0; n < HELD; n++)
+            if (start + 32 * n < count) {
+                ((W*)to)[start + 32 * n] = words[0][n];
+                ((W*)(to + MOST))[start + 32 * n] = words[1][n];
+            }
     }
 }
 
-// The same in the widest words that the addresses, which are even, and the count allow.
-template <int MOST> __device__ inline void stage_two(
+// The same in the widest words that the addresses, which are even, and the count allow; HELD loads of each row are
+// under way at once.
+template <int MOST, int HELD> __device__ inline void stage_two(
         unsigned char* to, const unsigned char* one, const unsigned char* two, int bytes) {
-    if (aligned(one, 16) && aligned(two, 16) && bytes % 16 == 0) stage_words<uint4, MOST>(to, one, two, bytes);
-    else if (aligned(one, 4) && aligned(two, 4) && bytes % 4 == 0) stage_words<unsigned, MOST>(to, one, two, bytes);
-    else stage_words<unsigned short, MOST>(to, one, two, bytes);
+    if (aligned(one, 16) && aligned(two, 16) && bytes % 16 == 0) stage_words<uint4, MOST, HELD>(to, one, two, bytes);
+    else if (aligned(one, 4) && aligned(two, 4) && bytes % 4 == 0) stage_words<unsigned, MOST, HELD>(to, one, two, bytes);
+    else stage_words<unsigned short, MOST, HELD>(to, one, two, bytes);
 }

@@ -89,6 +89,12 @@ EQUIVALENT: list[tuple[str, str]] = [
         "return fits && column + n < width",
         "the last chunk of a row goes element by element: slower only",
     ),
+    ("whole = first + NEIGHBOURS < count", "the last chunk goes element by element: slower only"),
+    (
+        "? 1.0f : exp2f(top - highest)",
+        "a split that saw no key has sums of zero, whatever they are multiplied by",
+    ),
+    ("bool whole = width == 0", "every row goes element by element: slower only"),
     ("i <= NEIGHBOURS; i++) {", "an element that is not `present` is not written"),
     ("const int CHUNKS = ELEMENTS;", "more registers than a row has elements: slower only"),
     ("if (column > s.width) break;", "one more step that multiplies zeros"),
