@@ -104,6 +104,14 @@ def test_parts_of_several_formats(gpu: str, rows: int, activation: str | None) -
     assert error(made, truth) <= 8 * UNIT_ROUNDOFF["float32"] * scale
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"])
+def test_not_a_number_stays_one(gpu: str, activation: str) -> None:
+    place, x = devices.device(gpu), np.ones((3, 16), np.float32)
+    x[1, 5] = np.nan
+    made = decode_linear(place.asarray(x), place.asarray(x[:1].repeat(6, 0)), activation=activation)
+    assert np.isnan(made.get()).all(axis=1).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("dtype", "storage"), [("float32", "float32"), ("float16", "float16"),
                                                 ("bfloat16", "bfloat16"), ("float32", "float16")])  # fmt: skip
