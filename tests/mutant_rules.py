@@ -95,6 +95,7 @@ EQUIVALENT: list[tuple[str, str]] = [
         "a split that saw no key has sums of zero, whatever they are multiplied by",
     ),
     ("bool whole = width == 0", "every row goes element by element: slower only"),
+    ("na && (!nb || i <= j)", "no place is compared with itself"),
     ("i <= NEIGHBOURS; i++) {", "an element that is not `present` is not written"),
     ("const int CHUNKS = ELEMENTS;", "more registers than a row has elements: slower only"),
     ("if (column > s.width) break;", "one more step that multiplies zeros"),
