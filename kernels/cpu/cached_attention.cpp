@@ -150,7 +150,8 @@ struct Head {
         for (int64_t r = 0; r < rows; r++) {
             float *scores = room.scores + r * BLOCK, *part = parts + r * (a.width + 2);
             const Span seen = extent.seen(a, r % a.tokens);
-            for (int64_t k = 0; k < BLOCK; k++)
+            const bool whole = seen.first <= from && seen.last >= from + BLOCK && to == from + BLOCK;
+            for (int64_t k = 0; !whole && k < BLOCK; k++)
                 if (from + k < seen.first || from + k >= seen.last || from + k >= to)
                     scores[k] = -INFINITY;
             Floats most = splat(-INFINITY);
@@ -182,9 +183,9 @@ struct Head {
             float* scores = room.scores + r * BLOCK;
             const float scale = 1.0f / sqrtf(float(a.width));
             const int64_t some = least(3, rows - r);
-            if (some == 3) score_rows<3>(keys, from, to, queries, a.width, scale, scores, BLOCK);
-            else if (some == 2) score_rows<2>(keys, from, to, queries, a.width, scale, scores, BLOCK);
-            else score_rows<1>(keys, from, to, queries, a.width, scale, scores, BLOCK);
+            if (some == 3) score_rows<3>(keys, values, r == 0, from, to, queries, a.width, scale, scores, BLOCK);
+            else if (some == 2) score_rows<2>(keys, values, r == 0, from, to, queries, a.width, scale, scores, BLOCK);
+            else score_rows<1>(keys, values, r == 0, from, to, queries, a.width, scale, scores, BLOCK);
             r += some;
         }
         soften(from, to, parts);

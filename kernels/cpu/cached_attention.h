@@ -5,8 +5,13 @@
 
 namespace ISA {
 
-// Keys or values of one head, of one cache. `load` and `value` read numbers i on of place `at`; `put`
-// writes a whole place. Strides are in elements.
+// Asks for memory early: what a processor foresees by itself ends with a page, which is 16 keys of 64 floats.
+static inline void ask_for(const void* from, int64_t bytes) {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b);
+}
+
+// Keys or values of one head, of one cache. `load` and `value` read numbers i on of place `at`, `ask` asks for
+// a place early, `put` writes one. Strides are in elements.
 
 template <class Kind>
 struct PlainStore {
@@ -20,6 +25,7 @@ struct PlainStore {
     const Element* row(int64_t at) const { return numbers + at * pitch; }
     Floats load(int64_t at, int64_t i) const { return Kind::load(row(at) + i); }
     float value(int64_t at, int64_t i) const { return Kind::value(row(at)[i]); }
+    void ask(int64_t at, int64_t width) const { ask_for(row(at), width * int64_t(sizeof(Element))); }
     void put(int64_t at, const float* from, int64_t width) const {
         Element* to = numbers + at * pitch;
         int64_t i = 0;
@@ -50,6 +56,10 @@ struct EightBitStore {
         return __builtin_convertvector(small, Floats) * scale(at, i);
     }
     float value(int64_t at, int64_t i) const { return float(numbers[at * pitch + i]) * scale(at, i); }
+    void ask(int64_t at, int64_t width) const {
+        ask_for(numbers + at * pitch, width);
+        ask_for(scales + at * scale_pitch, 2 * (width / group));
+    }
     void put(int64_t at, const float* from, int64_t width) const {
         for (int64_t first = 0; first < width; first += group) put_group(at, from, first);
     }
@@ -85,21 +95,34 @@ static inline void scores_of(const Store& keys, int64_t at, const float* queries
             UNROLLED for (int r = 0; r < ROWS; r++) sums[k][r] += key * query[r];
         }
     }
-    for (int k = 0; k < KEYS; k++) {
-        for (int r = 0; r < ROWS; r++) {
-            float total = sum(sums[k][r]);
-            for (int64_t j = i; j < width; j++) total += keys.value(at + k, j) * queries[r * width + j];
-            to[r * to_pitch + k] = total * scale;
+    UNROLLED for (int r = 0; r < ROWS; r++) {
+        float totals[KEYS];
+        if constexpr (KEYS == 4) {
+            const Floats4 four = ISA::sums(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
+            memcpy(totals, &four, sizeof four);
+        } else {
+            for (int k = 0; k < KEYS; k++) totals[k] = sum(sums[k][r]);
+        }
+        for (int k = 0; k < KEYS; k++) {
+            for (int64_t j = i; j < width; j++)
+                totals[k] += keys.value(at + k, j) * queries[r * width + j];
+            to[r * to_pitch + k] = totals[k] * scale;
         }
     }
 }
 
+// If `asking`, it asks meanwhile for the keys of the next block, and for the values of this one, which come next.
 template <int ROWS, class Store>
-static inline void score_rows(const Store& keys, int64_t first, int64_t last, const float* queries,
+static inline void score_rows(const Store& keys, const Store& values, bool asking, int64_t first, int64_t last, const float* queries,
                               int64_t width, float scale, float* to, int64_t to_pitch) {
     int64_t at = first;
-    for (; at + 4 <= last; at += 4)
+    for (; at + 4 <= last; at += 4) {
+        for (int k = 0; asking && k < 4; k++) {
+            keys.ask(at + k + last - first, width);
+            values.ask(at + k, width);
+        }
         scores_of<4, ROWS>(keys, at, queries, width, scale, to + at - first, to_pitch);
+    }
     for (; at < last; at++)
         scores_of<1, ROWS>(keys, at, queries, width, scale, to + at - first, to_pitch);
 }

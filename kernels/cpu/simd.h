@@ -62,24 +62,37 @@ static inline void store_some(float* to, Floats values, int64_t count) {
 
 static inline Floats splat(float value) { return value - Floats{}; }
 
-static inline float sum(Floats values) {
+typedef float Floats4 __attribute__((vector_size(16)));
+
+// The lanes added up until four are left.
+static inline Floats4 quarter(Floats values) {
 #if ISA_LEVEL == ISA_AVX512
     Floats8 half = __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7) +
                    __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15);
 #else
     auto half = values;
 #endif
-    typedef float Floats4 __attribute__((vector_size(16)));
-    Floats4 quarter;
+    Floats4 low;
+    memcpy(&low, &half, 16);
     if constexpr (sizeof half == 32) {
         Floats4 high;
-        memcpy(&quarter, &half, 16);
         memcpy(&high, reinterpret_cast<const char*>(&half) + 16, 16);
-        quarter += high;
-    } else {
-        memcpy(&quarter, &half, 16);
+        low += high;
     }
-    return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+    return low;
+}
+
+static inline float sum(Floats values) {
+    const Floats4 last = quarter(values);
+    return (last[0] + last[2]) + (last[1] + last[3]);
+}
+
+// The sums of four vectors, which cost little more than that of one.
+static inline Floats4 sums(Floats a, Floats b, Floats c, Floats d) {
+    const Floats4 p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+    const Floats4 pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    const Floats4 rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }
 
 static inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }  // b where a is NaN
