@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import pydoc_data.topics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from tinytorch_gpu.training import AdamW, CrossEntropyLoss
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "training.md"
 DEPTHS = (4, 16, 48)
-TRAINED = (4, 16)
 WIDTH, HEADS, LENGTH, BATCH, SEEDS = 48, 4, 16, 8, 4
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-norm": {},
@@ -111,8 +109,8 @@ def losses(
     return found
 
 
-def measure(steps: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Everything, by variant and depth; what there is so far is given to ``save`` after each run."""
+def measure(steps: int) -> dict[str, Any]:
+    """Everything, by variant and depth."""
     ids, vocab = text()
     made: dict[str, Any] = {
         "setting": f"width {WIDTH}, {HEADS} heads, {BATCH} windows of {LENGTH} characters, AdamW 1e-3 without "
@@ -125,11 +123,10 @@ def measure(steps: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any
         norms = {str(d): gradient_norms(variant, d, ids, vocab) for d in DEPTHS}
         made["gradients"][variant] = norms
     runs = [(name, name, 0) for name in VARIANTS] + [(WARMED, "post-norm", steps // 3)]
-    for depth, (name, variant, warmup) in itertools.product(TRAINED, runs):
+    for depth, (name, variant, warmup) in itertools.product(DEPTHS, runs):
         found = losses(variant, depth, ids, vocab, steps, warmup)
         made["losses"].setdefault(name, {})[str(depth)] = found
         print(f"{depth} layers, {name}: {end(found):.3f}", flush=True)
-        save(made)
     return made
 
 
@@ -144,13 +141,13 @@ def table(made: dict[str, Any]) -> str:
     lines = [
         f"Gradient of the first block over that of the last, before the first step; mean loss of the last 20 of {steps} "
         f"steps ({made['uniform']:.2f} is what guessing gets).", "",
-        "| | gradient, 4 layers | 16 | 48 | loss, 4 layers | 16 |", "|---|---|---|---|---|---|",
+        "| | gradient, 4 layers | 16 | 48 | loss, 4 layers | 16 | 48 |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, by_depth in made["losses"].items():
         ratios = ["", "", ""]
         if name in made["gradients"]:
             ratios = [_ratio(made["gradients"][name][str(d)]) for d in DEPTHS]
-        ends = [_ended(by_depth[str(d)], steps) for d in TRAINED]
+        ends = [_ended(by_depth[str(d)], steps) for d in DEPTHS]
         lines.append(f"| {name} | {' | '.join([*ratios, *ends])} |")
     versions = ", ".join(f"{n} {v}" for n, v in made["versions"].items())
     return "\n".join([*lines, "", f"{made['setting']}; {versions}; {made['date']}."])
@@ -165,7 +162,9 @@ def _ratio(norms: list[float]) -> str:
 
 
 def _ended(found: list[float], steps: int) -> str:
-    return f"{end(found):.2f}" if len(found) == steps else f"not finite at step {len(found) + 1}"
+    if len(found) < steps:
+        return f"not finite at step {len(found) + 1}"
+    return f"{end(found):.2f}" if end(found) < 100 else f"{end(found):,.0f}"
 
 
 def draw(made: dict[str, Any], to: Path) -> None:
@@ -188,11 +187,11 @@ def draw(made: dict[str, Any], to: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("length of the block's gradient")
-    panels = below.subplots(1, len(TRAINED), sharey=True)
-    for axes, depth in zip(panels, TRAINED, strict=True):
+    panels = below.subplots(1, len(DEPTHS), sharey=True)
+    for axes, depth in zip(panels, DEPTHS, strict=True):
         for name, by_depth in made["losses"].items():
             line = "--" if name == WARMED else "-"
-            axes.plot(smooth(by_depth.get(str(depth), [])), label=name, linestyle=line, linewidth=1.2,
+            axes.plot(smooth(by_depth[str(depth)]), label=name, linestyle=line, linewidth=1.2,
                       color=COLOURS.get(name, COLOURS["post-norm"]))  # fmt: skip
         axes.set(title=f"{depth} layers, training", xlabel="step", ylim=(2.8, 5.2))
         axes.axhline(made["uniform"], color="black", linewidth=0.6, linestyle=":")
@@ -226,8 +225,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save", action="store_true", help="write results/ and docs/training.md")
     arguments = parser.parse_args()
-    made = measure(arguments.steps, save if arguments.save else lambda made: None)
+    made = measure(arguments.steps)
     print(table(made))
+    if arguments.save:
+        save(made)
 
 
 if __name__ == "__main__":
