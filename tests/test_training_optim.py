@@ -8,7 +8,7 @@ import pytest
 
 from tinytorch_gpu import Parameter, Tensor, Transformer, device
 from tinytorch_gpu.backend import dtype as dtype_called
-from tinytorch_gpu.training.optim import SGD, AdamW, LossScaler, clip_grad_norm, decay_groups
+from tinytorch_gpu.training import SGD, AdamW, LossScaler, clip_grad_norm, decay_groups
 from tinytorch_gpu.training.schedules import ConstantSchedule, CosineSchedule
 
 SHAPES = ((3, 5), (7,), (2, 3, 4), (1,), ())

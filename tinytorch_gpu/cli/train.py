@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from ..tokenizers import Tokenizer
 from ..training import (
     RECIPES,
     Run,
-    StepResult,
     TokenDataset,
     Trainer,
     TrainingConfig,
     char_tokenizer,
 )
 from ..training.adapters import told
-from ..training.pace import flops_per_token, peak_flops
 from ..training.plot import plot_losses
+from .progress import Display, encoding
 
 # Settings that an argument of the same name changes, and model choices likewise.
 SETTINGS = (
@@ -48,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 0
-    show = _Display(trainer)
+    show = Display(trainer)
     try:
         trainer.train(show)
     except KeyboardInterrupt:
@@ -79,7 +77,7 @@ def _begun(arguments: argparse.Namespace) -> Trainer:
     # Within the run its place is told relative to it, so that the folder may move.
     data = str(Path(arguments.dataset).resolve()) if arguments.dataset else "data"
     dataset = TokenDataset.build(arguments.data, tokenizer, run.folder / data, val_fraction=arguments.val_fraction,
-                                 progress=_encoding())  # fmt: skip
+                                 progress=encoding())  # fmt: skip
     model = _model(arguments, choices, config, dataset)
     about = {"training": config.to_dict(), "model": model.config.to_dict(), "dtype": model.dtype.name,
              "data": data, **_adapted(arguments, model, config)}  # fmt: skip
@@ -195,128 +193,8 @@ def _model(
     return Transformer.from_config(shape, arguments.device, arguments.dtype, config.seed)
 
 
-def _encoding() -> Any:
-    """Tells how far the encoding of a long text is, once in two seconds."""
-    last = time.monotonic()
-
-    def told(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 2:
-            last = time.monotonic()
-            print(
-                f"encoding: {done / max(total, 1):.0%} of {total / 2**20:.0f} MB", file=sys.stderr
-            )
-
-    return told
-
-
 def _draw(run: Run) -> None:
     try:
         plot_losses(run.metrics(), run.folder / "loss.png")
     except ImportError as error:
         logging.getLogger(__name__).warning("%s", error)
-
-
-class _Display:
-    """The progress of a run on stderr: live where that is a terminal and rich is there, else lines."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.began, self.first = trainer, time.monotonic(), trainer.steps_done
-        model, config = trainer.model, trainer.config
-        trained = sum(p.size for _, p in trainer.named)
-        self.flops = flops_per_token(
-            model.config,
-            model.count_parameters(),
-            config.length,
-            model.count_parameters() - trained,
-        )
-        self.peak = peak_flops(
-            model.device, model.dtype if model.device.kind == "cuda" else "float32"
-        )
-        self.pace, self.val = 0.0, None
-        self.bar: Any = None
-        some = "" if trained == model.count_parameters() else f" ({trained:,} trained)"
-        print(f"{model.count_parameters():,} parameters{some}, {len(trainer.dataset.train):,} tokens to learn from, "
-              f"{len(trainer.dataset.val):,} to check with, on {model.device}", file=sys.stderr)  # fmt: skip
-        if sys.stderr.isatty():
-            self._open()
-
-    def _open(self) -> None:
-        try:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-        except ImportError:
-            return
-        columns = (
-            MofNCompleteColumn(),
-            BarColumn(20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.task = self.bar.add_task("", total=self.trainer.config.steps, completed=self.first)
-        self.bar.start()
-
-    def __call__(self, found: StepResult, extra: dict[str, Any]) -> None:
-        self.pace = (
-            found.tokens_per_second
-            if not self.pace
-            else 0.9 * self.pace + 0.1 * found.tokens_per_second
-        )
-        self.val = extra.get("val_loss", self.val)
-        config = self.trainer.config
-        text = self._line(found)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=found.step, description=text)
-        elif (
-            extra
-            or found.step == config.steps
-            or (config.log_every and found.step % config.log_every == 0)
-        ):
-            print(
-                f"step {found.step}/{config.steps}  {text}  {self._left(found.step)}",
-                file=sys.stderr,
-                flush=True,
-            )
-        if config.sample_every and found.step % config.sample_every == 0:
-            self._sample(found.step)
-
-    def _line(self, found: StepResult) -> str:
-        share = self.pace * self.flops / self.peak
-        memory = self.trainer.model.device.memory()["peak"] / 2**20
-        val = "" if self.val is None else f"  val {self.val:.4f}"
-        skipped = "  skipped: gradients not finite" if found.skipped else ""
-        return f"loss {found.loss:.4f}{val}  {self.pace:,.0f} tokens/s ({share:.0%} of peak)  {memory:.0f} MB{skipped}"
-
-    def _left(self, step: int) -> str:
-        seconds = (
-            (time.monotonic() - self.began)
-            / (step - self.first)
-            * (self.trainer.config.steps - step)
-        )
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
-
-    def _sample(self, step: int) -> None:
-        text = self.trainer.dataset.tokenizer.decode(self.trainer.sample())
-        assert self.trainer.run is not None
-        with open(self.trainer.run.folder / "samples.txt", "a", encoding="utf-8") as out:
-            out.write(f"--- step {step}\n{text}\n")
-        self.say(f"--- step {step}\n{text}\n---")
-
-    def say(self, text: str) -> None:
-        """Print beside the live display."""
-        if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """End the live display."""
-        if self.bar is not None:
-            self.bar.stop()

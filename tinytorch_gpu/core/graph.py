@@ -1,6 +1,8 @@
 """The recorded operations behind a Tensor, and the way back through them."""
 
 import math
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import nvtx
@@ -36,6 +38,29 @@ class Node:
         self.time = Node._count
 
 
+class _Late(threading.local):
+    """Gradients of this thread's backward that are still being computed: by id, what returns when they are
+    there. None: there is no backward, or one that waits for each."""
+
+    waits: dict[int, Callable[[], None]] | None = None
+
+
+_late = _Late()
+
+
+def put_off(gradients: Iterable[Any], start: Callable[[], bool], wait: Callable[[], None]) -> bool:
+    """Let the backward that is going on have gradients, arrays, before they are there.
+
+    For backwards of operations. ``start()`` begins to fill the arrays elsewhere, or says no; ``wait()``
+    returns when all that was begun is there, and is called before anybody reads one. False if there is no
+    such backward, or by ``start``'s word: the arrays must be filled at once.
+    """
+    if _late.waits is None or not start():
+        return False
+    _late.waits.update((id(gradient), wait) for gradient in gradients)
+    return True
+
+
 def tokens(arrays: list[Any]) -> int:
     """How many tokens a call is about, the payload of its range: by its first array, which is ids,
     or states (B, T, ...), or rows (N, C)."""
@@ -66,6 +91,10 @@ def propagate(tensor: Any, start: Any, retain_graph: bool) -> None:
     _deliver(tensor, start, pending, shared=True)
     nodes = _history(tensor)
     ranges = _Ranges() if nvtx.on else None
+    # A range shows all of an operation: then nothing is put off.
+    outer = _late.waits
+    if outer is None and not nvtx.on:
+        _late.waits = {}
     try:
         while nodes:
             node = nodes.pop()
@@ -76,6 +105,10 @@ def propagate(tensor: Any, start: Any, retain_graph: bool) -> None:
     finally:
         if ranges is not None:
             ranges.leave()
+        if outer is None:
+            late, _late.waits = _late.waits, None
+            for wait in set((late or {}).values()):
+                wait()
 
 
 def _step(node: Node, pending: dict[Node, dict[int, Any]], retain_graph: bool) -> None:
@@ -103,6 +136,15 @@ def _step(node: Node, pending: dict[Node, dict[int, Any]], retain_graph: bool) -
             _deliver(parent, gradient, pending, shared=given.count(id(gradient)) > 1)
 
 
+def _await(*gradients: Any) -> None:
+    """Wait for what was put off if one of these was."""
+    waits = _late.waits or {}
+    for gradient in gradients:
+        wait = waits.pop(id(gradient), None)
+        if wait is not None:
+            wait()
+
+
 def _memory(array: Any) -> Any:
     """The array whose memory another is a view of, or itself."""
     base = getattr(array, "base", None)
@@ -124,6 +166,10 @@ def _deliver(tensor: Any, gradient: Any, pending: Any, shared: bool) -> None:
     A leaf's gradient is its own, and more is added in place: an array that is part of another, or
     that others were given too (``shared``), is copied.
     """
+    # NumPy's scalars are no arrays: they cannot be added to in place.
+    copied = shared or not gradient.shape or _memory(gradient) is not gradient
+    if _late.waits and (copied or tensor.node is not None or tensor.grad is not None):
+        _await(gradient, None if tensor.grad is None else tensor.grad.data)
     if tensor.node is not None:
         of_node = pending.setdefault(tensor.node, {})
         before = of_node.get(tensor.output)
@@ -131,8 +177,7 @@ def _deliver(tensor: Any, gradient: Any, pending: Any, shared: bool) -> None:
     elif tensor.grad is not None:
         tensor.grad.data[...] += gradient
     else:
-        # NumPy's scalars are no arrays: they cannot be added to in place.
-        if shared or not gradient.shape or _memory(gradient) is not gradient:
+        if copied:
             xp = namespace(gradient)
             gradient = xp.astype(xp.asarray(gradient), gradient.dtype, copy=True)
         tensor.hold(gradient)

@@ -1,25 +1,26 @@
 """Linear maps by the BLAS, the call chosen by the number of rows and the storage of the weight."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy
 
 from ..backend import dtype_name, is_half
+from ..core.graph import put_off
 from ..core.op import OPS, needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
 from ..quantized import QuantizedMatrix
+from . import threads
 from .activation import ACTIVATIONS, PLANNED
 from .buffers import column_sums, plain, rows_of
-from .threads import row_parts, share, split
+from .threads import row_parts, share
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
 FEW_ROWS = 8
-# Columns of the result of a product that a thread should have at least.
-COLUMNS = 32
-# Values of the gradients of a weight that several parts have at a time.
-APART = 1 << 19
+# The gradient of a weight is made in parts: so many at most, of so many rows and multiplications at least.
+GRADIENT_PARTS, GRADIENT_ROWS, GRADIENT_WORK = 16, 64, 1 << 24
 # A 16-bit weight is widened this many values at a time, into one buffer.
 WIDENED = 1 << 18
 
@@ -180,40 +181,30 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs:
     if activation is not None:
         inner = rows_of(inner)
         dy = numpy.empty(inner.shape, dout.dtype)
-    dx, parts = numpy.empty((len(dy), weight.shape[1]), dout.dtype), row_parts(len(dy))
-    rows: Any = None if blocked or x is None else rows_of(x)
-    # Where it is small each part has its own gradient of the weight, while its rows are in cache.
-    apart = rows is not None and len(parts) > 1 and len(parts) * weight.size <= APART
-    sums = [_Sums(weight, rows, bias_dtype) for _ in (parts if apart else parts[:1])]
+    dx = numpy.empty((len(dy), weight.shape[1]), dout.dtype)
 
     def one(part: slice) -> None:
         if activation is not None:
             _activation_gradient(activation, inner[part], before[part], dy[part])
         if not blocked:
             numpy.matmul(dy[part], weight, out=dx[part])
-        if apart:
-            sums[parts.index(part)].fill(dy[part], rows[part])
 
-    share(one, parts)
-    total = sums[0]
-    if apart:
-        for other in sums[1:]:
-            total.add(other)
-    else:
-        columns = split(weight.shape[0], weight.shape[0] // COLUMNS)
-        share(lambda part: total.fill(dy, rows, part), columns)
+    share(one, row_parts(len(dy)))
+    sums = _Sums(weight, dy, None if blocked or x is None else rows_of(x), bias_dtype)
+    sums.make()
     if blocked:
         dx = _back_through_blocks(dy, weight)
     dx = dx.reshape(*dout.shape[:-1], weight.shape[1])
     dresidual = None if residual is None else dout.astype(residual.dtype, copy=False)
-    return dx, total.weight, total.bias, dresidual
+    return dx, sums.weight, sums.bias, dresidual
 
 
 class _Sums:
     """The gradients of a weight, which lies in memory as the weight does, since an optimizer goes through
-    both at once, and of a bias, where they are wanted."""
+    both at once, and of a bias, where they are wanted: ``dy`` (N, out) is that of the product with ``rows``."""
 
-    def __init__(self, weight: Any, rows: Any, bias_dtype: Any):
+    def __init__(self, weight: Any, dy: Any, rows: Any, bias_dtype: Any):
+        self.dy, self.rows = dy, rows
         self.weight: Any = None
         self.bias: Any = None
         if rows is not None:
@@ -222,21 +213,39 @@ class _Sums:
         if bias_dtype is not None:
             self.bias = numpy.empty(weight.shape[0], bias_dtype)
 
-    def fill(self, dy: Any, rows: Any, part: slice = slice(None)) -> None:
-        """Those of some rows of the weight, for the gradients ``dy`` (N, out) of the product."""
+    def make(self) -> None:
+        """Fill both: later, in the midst of a backward, where nobody needs them yet."""
+        found = [x for x in (self.weight, self.bias) if x is not None]
+        if not found or put_off(found, self._begin, threads.settle):
+            return
+        if self._begin():  # with the BLAS's one thread as later: the same to the last bit
+            threads.settle()
+            return
+        for part in self._parts():
+            self._fill(part)
+
+    def _begin(self) -> bool:
+        nbytes = self.dy.nbytes + (0 if self.rows is None else self.rows.nbytes)
+        return threads.put_off([partial(self._fill, part) for part in self._parts()], nbytes)
+
+    def _parts(self) -> list[slice]:
+        """Rows of the weight: enough for the BLAS, and little enough for threads to share to the end."""
+        outs, width = self.dy.shape[1], 1 if self.weight is None else self.weight.shape[1]
+        count = min(
+            GRADIENT_PARTS, outs // GRADIENT_ROWS, -(-len(self.dy) * outs * width // GRADIENT_WORK)
+        )
+        step = -(-outs // max(1, count))
+        return [slice(first, min(first + step, outs)) for first in range(0, outs, step)]
+
+    def _fill(self, part: slice) -> None:
+        dy = self.dy[:, part]
         if self.weight is not None:
             if self.by_row:
-                numpy.matmul(dy.T[part], rows, out=self.weight[part])
+                numpy.matmul(dy.T, self.rows, out=self.weight[part])
             else:
-                numpy.matmul(rows.T, dy[:, part], out=self.weight.T[:, part])
+                numpy.matmul(self.rows.T, dy, out=self.weight.T[:, part])
         if self.bias is not None:
-            self.bias[part] = column_sums(dy[:, part])
-
-    def add(self, other: "_Sums") -> None:
-        """Add those of other rows."""
-        self.weight += other.weight
-        if self.bias is not None:
-            self.bias += other.bias
+            self.bias[part] = column_sums(dy)
 
 
 def _back_through_blocks(dy: Any, weight: QuantizedMatrix) -> Any:

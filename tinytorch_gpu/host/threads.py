@@ -4,12 +4,17 @@ NumPy lets go of Python's lock inside its loops, and so does the BLAS, so that t
 at a time. The BLAS's own threads help its products alone, and go on turning for a while after each one, in
 the way of any others: while parts are shared it has one thread, and the products are shared like the rest.
 There are as many threads as the BLAS is told to have (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS, threadpoolctl).
+
+What nobody waits for yet, such as the gradient of a weight in the midst of a backward, is put off: a thread that
+has nothing else to do takes it up. Which thread does what never changes a result.
 """
 
 import contextvars
 import ctypes
+import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +24,8 @@ import numpy.linalg
 ROWS = 96
 # Parts for each thread, so that one that comes late does fewer.
 PARTS = 2
+# Bytes that work which was put off may keep alive.
+PUT_OFF = 1 << 25
 
 
 class _Blas:
@@ -53,49 +60,100 @@ class _Job:
             self.work(part)
 
 
-class _Worker:
-    """A thread that waits for jobs."""
+class _Later:
+    """What one thread has put off, while it alone shares work; then the BLAS has one thread."""
 
     def __init__(self) -> None:
-        self.called, self.working = threading.Lock(), threading.Lock()
+        self.owner: int | None = None
+        self.count = 1  # threads of the BLAS before
+        self.works: deque[tuple[Callable[[], None], int]] = deque()
+        self.nbytes = 0
+        self.error: BaseException | None = None
+
+    def begin(self) -> None:
+        """The calling thread puts work off from here on."""
+        self.owner, self.count, self.nbytes = threading.get_ident(), _blas.get(), 0
+        _blas.set(1)
+
+    def end(self) -> BaseException | None:
+        """All is done; return the first error of it."""
+        _blas.set(self.count)
+        error, self.error, self.owner = self.error, None, None
+        return error
+
+    def one(self) -> bool:
+        """Do the work that has waited longest, if there is any."""
+        try:
+            work, nbytes = self.works.popleft()
+        except IndexError:
+            return False
+        try:
+            work()
+        except BaseException as error:  # raised by who settles
+            self.error = self.error or error
+        self.nbytes -= nbytes
+        return True
+
+
+class _Worker:
+    """A thread that waits for jobs, and then for work that was put off."""
+
+    def __init__(self) -> None:
+        self.called, self.working, self.busy = (threading.Lock() for _ in range(3))
         self.called.acquire()
         self.job: tuple[_Job, contextvars.Context] | None = None
         threading.Thread(target=self._serve, name="tinytorch_gpu.host", daemon=True).start()
 
-    def call(self, job: _Job) -> None:
-        """Ask for help with a job. One that is still on its way takes the new job then."""
-        self.job = job, contextvars.copy_context()  # with NumPy's errstate
+    def call(self, job: _Job | None = None) -> None:
+        """Ask for help, with a job if given. A thread that is still on its way takes the new job then."""
+        if job is not None:
+            self.job = job, contextvars.copy_context()  # with NumPy's errstate
         if self.called.locked():
             self.called.release()
 
     def wait(self) -> None:
-        """Return when it does nothing. A job whose parts are all taken is left alone if it comes late."""
+        """Return when it does no job. One whose parts are all taken is left alone if it comes late."""
         with self.working:
+            pass
+
+    def settle(self) -> None:
+        """Return when it does nothing that was put off."""
+        with self.busy:
             pass
 
     def _serve(self) -> None:
         while True:
             self.called.acquire()
-            with self.working:
-                assert self.job is not None
-                job, context = self.job
-                try:
-                    context.run(job.run)
-                except BaseException as error:  # raised by who called
-                    job.error = error
-                self.job = None if self.job[0] is job else self.job
-                del job, context
+            while self._job() or self._later():
+                pass
+
+    def _job(self) -> bool:
+        with self.working:
+            if self.job is None:
+                return False
+            job, context = self.job
+            try:
+                context.run(job.run)
+            except BaseException as error:  # raised by who called
+                job.error = error
+            self.job = None if self.job[0] is job else self.job
+            return True
+
+    def _later(self) -> bool:
+        with self.busy:
+            return _later.one()
 
 
 _blas = _Blas()
 _workers: list[_Worker] = []
 _sharing = threading.Lock()
+_later = _Later()
 
 
 def _forget() -> None:
     """A forked process has none of its parent's threads."""
-    global _sharing
-    _sharing = threading.Lock()
+    global _sharing, _later
+    _sharing, _later = threading.Lock(), _Later()
     _workers.clear()
 
 
@@ -105,7 +163,7 @@ if hasattr(os, "register_at_fork"):
 
 def threads() -> int:
     """How many threads work at a time."""
-    return _blas.get()
+    return _later.count if _later.owner == threading.get_ident() else _blas.get()
 
 
 def set_threads(count: int) -> None:
@@ -134,6 +192,9 @@ def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice
     """
     listed: Sequence[slice] = list(parts)
     count = threads() if len(listed) > 1 else 1
+    if count > 1 and _later.owner == threading.get_ident():
+        _share(_Job(work, listed), min(count, len(listed)) - 1)
+        return
     if count < 2 or not _sharing.acquire(blocking=False):
         for part in listed:
             work(part)
@@ -147,16 +208,52 @@ def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice
 
 
 def _share(job: _Job, helpers: int) -> None:
-    while len(_workers) < helpers:
-        _workers.append(_Worker())
-    for worker in _workers[:helpers]:
+    for worker in _helpers(helpers):
         worker.call(job)
     try:
         job.run()
     finally:
         for part in job.parts:  # after an error or Ctrl-C, nobody begins another
             del part
-        for worker in _workers[:helpers]:
+        for worker in _helpers(helpers):
             worker.wait()
     if job.error is not None:
         raise job.error
+
+
+def _helpers(count: int) -> list[_Worker]:
+    while len(_workers) < count:
+        _workers.append(_Worker())
+    return _workers[:count]
+
+
+def put_off(works: Sequence[Callable[[], None]], nbytes: int) -> bool:
+    """Have ``works`` done by the time that ``settle()`` returns, in any order and by any thread; they keep
+    ``nbytes`` alive until then. False if there is but one thread, or another one shares work now."""
+    if _later.owner != threading.get_ident():
+        if threads() < 2 or not _sharing.acquire(blocking=False):
+            return False
+        _later.begin()
+    while _later.nbytes + nbytes > PUT_OFF and _later.one():
+        pass
+    _later.nbytes += nbytes
+    for i, work in enumerate(works):
+        run = functools.partial(contextvars.copy_context().run, work)  # with NumPy's errstate
+        _later.works.append((run, nbytes if i == len(works) - 1 else 0))
+    for worker in _helpers(_later.count - 1):
+        worker.call()
+    return True
+
+
+def settle() -> None:
+    """Do what this thread has put off, or wait for who does; raise what went wrong."""
+    if _later.owner != threading.get_ident():
+        return
+    while _later.one():
+        pass
+    for worker in _helpers(_later.count - 1):
+        worker.settle()
+    error = _later.end()
+    _sharing.release()
+    if error is not None:
+        raise error

@@ -13,7 +13,6 @@ from .. import native
 from ..config import GATED
 from ..host.attention import QUERIES, SCORES, batch_parts
 from ..host.buffers import BLOCK
-from ..host.linear import APART
 from ..host.optimizer import CHUNK
 from ..host.threads import row_parts, threads
 from .calls import Array, Call
@@ -102,8 +101,7 @@ def _linear_back(call: Call) -> int:
     if activation and activation != "gelu":
         rows = parts[0].stop * weight.shape[0]
         block = round(2 * min(rows, BLOCK) * x.width) * min(threads(), len(parts))
-    apart = len(parts) > 1 and len(parts) * weight.size <= APART
-    return own + block + ((len(parts) - 1) * weight.nbytes if apart else 0)
+    return own + block
 
 
 def _block(call: Call, keys: int) -> tuple[int, int, int]:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..config import one_of, whole
-from .optim import SGD, AdamW, decay_groups
+from .groups import decay_groups
+from .optim import SGD, AdamW
 from .schedules import ConstantSchedule, CosineSchedule, Schedule
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -42,7 +43,7 @@ class TrainingConfig:
     eval_every: int = 250
     eval_tokens: int = 0
     save_every: int = 500
-    sample_every: int = 0
+    sample_every: int = 500
     sample_tokens: int = 200
     keep: int = 2
 
@@ -72,6 +73,10 @@ class TrainingConfig:
     def tokens_per_step(self) -> int:
         """Tokens learned from in one update."""
         return self.batch * self.length * self.accumulate
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether what is done ``every`` so many steps, and after the last, is due after ``step``."""
+        return step == self.steps or (every > 0 and step % every == 0)
 
     def make_schedule(self) -> Schedule:
         """The learning rate of each step. A warm-up longer than the run is cut to it."""
@@ -110,5 +115,5 @@ def _number(name: str, value: Any, below: float) -> None:
 RECIPES: dict[str, dict[str, Any]] = {
     "shakespeare-char": {},
     "gpt2": dict(steps=600_000, batch=12, length=1024, accumulate=40, lr=6e-4, min_lr=6e-5, warmup=2000,
-                 betas=(0.9, 0.95), eval_every=2000, save_every=1000),
+                 betas=(0.9, 0.95), eval_every=2000, save_every=1000, sample_every=2000),
 }  # fmt: skip

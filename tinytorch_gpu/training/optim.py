@@ -12,56 +12,8 @@ from .. import nvtx, ops
 from ..backend import assign as copy_into
 from ..backend import dtype as named_dtype
 from ..backend import dtype_name, is_half, kind, namespace, to_numpy
-from ..core.module import Module
 from ..core.tensor import Parameter, Tensor
-
-Params = Iterable[Any]
-
-
-class _Group:
-    """Parameters that are stepped alike: ``rate`` multiplies the optimizer's, ``decay`` is theirs."""
-
-    def __init__(self, params: list[tuple[str, Parameter]], rate: float, decay: float):
-        self.params, self.rate, self.decay = params, rate, decay
-
-
-def _groups(params: Params, decay: float) -> list[_Group]:
-    """Parameters, (name, Parameter) pairs or dicts of them with their own settings, as groups."""
-    given = list(params)
-    if not given:
-        raise ValueError("an optimizer needs at least one parameter")
-    dicts: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
-    made, count, seen = [], 0, set()
-    for entry in dicts:
-        unknown = set(entry) - {"params", "weight_decay", "lr"}
-        if unknown:
-            raise ValueError(
-                f"a group has params, weight_decay and lr (a factor), not {sorted(unknown)}"
-            )
-        named = []
-        for item in entry["params"]:
-            name, parameter = item if isinstance(item, tuple) else (f"{count}", item)
-            if not isinstance(parameter, Parameter):
-                raise TypeError(f"{name} is a {type(parameter).__name__}, not a Parameter")
-            if name in seen:
-                raise ValueError(f"two parameters are called {name}")
-            seen.add(name)
-            named.append((name, parameter))
-            count += 1
-        made.append(
-            _Group(named, float(entry.get("lr", 1.0)), float(entry.get("weight_decay", decay)))
-        )
-    return made
-
-
-def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of a model's parameters: matrices decay; vectors (gains, biases) do not."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    apart: list[dict[str, Any]] = [
-        {"params": [x for x in named if x[1].ndim > 1], "weight_decay": weight_decay},
-        {"params": [x for x in named if x[1].ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in apart if group["params"]]
+from .groups import Group, Params, groups_of
 
 
 def clip_grad_norm(params: Iterable[Any], max_norm: float = math.inf) -> tuple[Tensor, Tensor]:
@@ -85,7 +37,7 @@ class _Optimizer:
             raise ValueError(f"lr must not be negative, not {lr}")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative, not {weight_decay}")
-        self.lr, self.groups = lr, _groups(params, weight_decay)
+        self.lr, self.groups = lr, groups_of(params, weight_decay)
         self.state: dict[str, dict[str, Any]] = {}
         first = self.groups[0].params[0][1]
         self.device = first.device
@@ -127,7 +79,7 @@ class _Optimizer:
             for same in _alike(given):
                 self._step(same, group, scale)
 
-    def _step(self, given: list[tuple[str, Parameter]], group: _Group, scale: Any) -> None:
+    def _step(self, given: list[tuple[str, Parameter]], group: Group, scale: Any) -> None:
         raise NotImplementedError
 
     def number(self, value: float, parameter: Parameter) -> Any:
@@ -194,7 +146,7 @@ class AdamW(_Optimizer):
         self.betas, self.eps = betas, eps
         self._tables: dict[Any, Any] = {}
 
-    def _step(self, given: list[tuple[str, Parameter]], group: _Group, scale: Any) -> None:
+    def _step(self, given: list[tuple[str, Parameter]], group: Group, scale: Any) -> None:
         rate = self.number(self.lr * group.rate, given[0][1])
         options = {
             "beta1": self.betas[0],
@@ -210,7 +162,7 @@ class AdamW(_Optimizer):
             ops.adamw(parameter.data, gradient.data, slots["first"], slots["second"], slots.get("master"),
                       rate, self.count, scale, **options)  # fmt: skip
 
-    def _many(self, given: Any, group: _Group, rate: Any, scale: Any, options: Any) -> bool:
+    def _many(self, given: Any, group: Group, rate: Any, scale: Any, options: Any) -> bool:
         """All at once, where there is a maker for it."""
         arrays = [(p.data, p.grad.data, s["first"], s["second"], s.get("master"))
                   for p, s in ((p, self.state[n]) for n, p in given)]  # fmt: skip
@@ -267,7 +219,7 @@ class SGD(_Optimizer):
         self.slots = ("velocity",) if momentum else ()
         super().__init__(params, lr, weight_decay)
 
-    def _step(self, given: list[tuple[str, Parameter]], group: _Group, scale: Any) -> None:
+    def _step(self, given: list[tuple[str, Parameter]], group: Group, scale: Any) -> None:
         rate = self.number(self.lr * group.rate, given[0][1])
         options = {
             "momentum": self.momentum,

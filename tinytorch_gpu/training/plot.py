@@ -15,10 +15,13 @@ def plot_losses(metrics: Sequence[dict[str, Any]], to: Path) -> None:
         ) from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name, label in (("loss", "training"), ("val_loss", "validation")):
+    # Validation is seldom: a point for each, so that the first one shows.
+    for name, label, marker in (("loss", "training", ""), ("val_loss", "validation", "o")):
         points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+            axes.plot(
+                *zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, markersize=4
+            )
     axes.set(xlabel="step", ylabel="loss per token (nats)")
     axes.legend()
     axes.grid(alpha=0.3)

@@ -1,53 +1,33 @@
 """The loop: batches in, a loss, its gradients, an update; evaluation, checkpoints and samples between."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from .. import nvtx
-from ..backend import namespace, to_numpy
+from ..backend import to_numpy
 from ..checkpoint import open_model, save_adapter
 from ..checkpoint.save import save as save_model
 from ..core.lora import adapters
 from ..core.tensor import no_grad
 from ..core.transformers import Transformer
 from .adapters import restored
-from .batches import DataLoader, windows
+from .batches import windows
 from .config import TrainingConfig
 from .data import TokenDataset
 from .interrupt import interrupt_held
 from .loss import CrossEntropyLoss
-from .optim import LossScaler, clip_grad_norm
 from .run import Run
+from .step import Stepper, StepResult
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one update did. ``skipped``: its float16 gradients were not finite, so nothing changed."""
-
-    step: int
-    loss: float
-    grad_norm: float
-    lr: float
-    tokens: int
-    seconds: float
-    skipped: bool = False
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The pace of this step."""
-        return self.tokens / max(self.seconds, 1e-9)
-
-
-class Trainer:
+class Trainer(Stepper):
     """Trains ``model`` on ``dataset`` by ``config``; with a ``run`` it saves and logs there.
 
-    ``step()`` makes one update, ``train()`` all of them. One wait for the device a step, for the loss.
+    ``step()`` makes one update, ``train()`` all of them.
     """
 
     def __init__(
@@ -67,93 +47,13 @@ class Trainer:
                 f"the data has ids up to {dataset.vocab_size - 1}, the model a vocabulary of "
                 f"{model.config.vocab_size}: set its vocab_size to {dataset.vocab_size}"
             )
-        if config.length > model.config.max_seq_length:
-            raise ValueError(
-                f"length ({config.length}) exceeds the model's max_seq_length "
-                f"({model.config.max_seq_length}): shorten it"
-            )
-        self.model, self.dataset, self.config, self.run = model, dataset, config, run
-        self.loader = DataLoader(dataset.train, config.batch, config.length, seed=config.seed)
-        self.optimizer, self.schedule = config.make_optimizer(model), config.make_schedule()
-        self.scaler = LossScaler() if model.dtype.name == "float16" else None
-        self.loss = CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.steps_done, self.best = 0, math.inf
+        super().__init__(model, dataset.train, config)
+        self.dataset, self.run = dataset, run
+        self.best = math.inf
         self.best_step: int | None = None
-        model.recompute = config.recompute
-        self.named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
-    # --- one update ---
-    def step(self) -> StepResult:
-        """Make one update. A loss or gradient that is not finite is a FloatingPointError that names it;
-        nothing has changed then (in float16 the step is skipped and the scale halved)."""
-        began, number = time.perf_counter(), self.steps_done
-        rate = self.optimizer.lr = self.schedule(number)
-        self.model.train()
-        # In float16 gradients may overflow: that is looked for, and no warning is due.
-        quiet = numpy.errstate(all="ignore")
-        with quiet, nvtx.span("train.step", "phase", number), self.model.device.active():
-            loss = self._gradients(number)
-            with nvtx.span("train.update", "phase", number):
-                norm, scale = self._scale()
-                self.optimizer.step(scale)
-            value, length = self._read(loss, norm)
-        skipped = not (math.isfinite(value) and math.isfinite(length))
-        if skipped:
-            self._not_finite(number, value)
-        elif self.scaler is not None:
-            self.scaler.update(True)
-        self.optimizer.zero_grad()
-        self.steps_done += 1
-        seconds = time.perf_counter() - began
-        return StepResult(
-            number + 1, value, length, rate, self.config.tokens_per_step, seconds, skipped
-        )
-
-    def _gradients(self, number: int) -> Any:
-        """Gradients of the mean loss over all batches of a step; returns that loss, on the device."""
-        parts, total = self.config.accumulate, None
-        factor = (1.0 if self.scaler is None else self.scaler.scale) / parts
-        for _ in range(parts):
-            inputs, targets = self.loader.next()
-            with nvtx.span("train.forward", "phase", number):
-                loss = self.loss(self.model(inputs), targets)
-            with nvtx.span("train.backward", "phase", number):
-                loss.backward(self.model.device.asarray(factor, loss.dtype))
-            total = loss.data / parts if total is None else total + loss.data / parts
-        return total
-
-    def _scale(self) -> tuple[Any, Any]:
-        """(the length of the true gradients, what to multiply the present ones by), on the device."""
-        clip = self.config.clip or math.inf
-        if self.scaler is None:
-            norm, scale = clip_grad_norm(self.named, clip)
-            return norm.data, scale.data
-        grown = self.scaler.scale
-        norm, scale = clip_grad_norm(self.named, clip * grown)
-        return norm.data / grown, scale.data / grown
-
-    def _read(self, loss: Any, norm: Any) -> tuple[float, float]:
-        """Both numbers at once: the one wait of a step."""
-        xp = self.model.device.xp
-        value, length = to_numpy(
-            xp.stack([xp.astype(x, xp.float64) for x in (loss, norm)])
-        ).tolist()
-        return value, length
-
-    def _not_finite(self, number: int, loss: float) -> None:
-        """Skip a step under loss scaling; else end the run, and say where it went wrong."""
-        if self.scaler is not None and math.isfinite(loss):
-            self.scaler.update(False)
-            return
-        named = [n for n, p in self.named if p.grad is not None and not _finite(p.grad.data)]
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
-        where = f"; the first gradient that is not finite: {named[0]}" if named else ""
-        last = self.run.newest() if self.run is not None else None
-        after = f"; the last good checkpoint is {last}" if last else ""
-        self.optimizer.zero_grad()
-        raise FloatingPointError(
-            f"step {number + 1}: {what}{where}{after}. Lower the learning rate, or clip."
-        )
+    def last_good(self) -> Path | None:
+        return None if self.run is None else self.run.newest()
 
     # --- evaluation ---
     def evaluate(self, tokens: Any = None) -> float:
@@ -210,7 +110,7 @@ class Trainer:
 
     def _evaluated(self) -> dict[str, Any]:
         """What the step just made adds to the log: the validation loss, if it is time."""
-        if not _due(self.steps_done, self.config.eval_every, self.config.steps):
+        if not self.config.due(self.steps_done, self.config.eval_every):
             return {}
         if len(self.dataset.val) < 2:
             return {}
@@ -223,7 +123,7 @@ class Trainer:
         """Log a step, and save if it is time or if there is none better."""
         assert self.run is not None
         config = self.config
-        if extra or _due(found.step, config.log_every, config.steps):
+        if extra or config.due(found.step, config.log_every):
             values = {k: v for k, v in asdict(found).items() if v is not False}
             values["tokens_per_second"] = found.tokens_per_second
             finite = {
@@ -231,7 +131,7 @@ class Trainer:
                 for k, v in values.items()
             }
             self.run.log({**finite, **extra})
-        if _due(found.step, config.save_every, config.steps) or self.best_step == found.step:
+        if config.due(found.step, config.save_every) or self.best_step == found.step:
             self.save()
 
     # --- saving ---
@@ -305,12 +205,3 @@ class Trainer:
         run.forget_after(trainer.steps_done)
         run.tidy(config.keep, trainer.best_step)
         return trainer
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
-
-
-def _finite(array: Any) -> bool:
-    xp = namespace(array)
-    return bool(to_numpy(xp.all(xp.isfinite(array))))
