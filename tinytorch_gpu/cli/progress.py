@@ -7,6 +7,9 @@ from typing import Any
 from ..training import StepResult, Trainer
 from ..training.pace import flops_per_token, peak_flops
 
+# Columns of a terminal that has room for a bar.
+WIDE = 104
+
 
 def encoding() -> Any:
     """Tells how far the encoding of a long text is, once in two seconds."""
@@ -57,15 +60,18 @@ class Display:
                 TextColumn,
                 TimeRemainingColumn,
             )
+            from rich.table import Column
         except ImportError:
             return
-        columns = (
-            MofNCompleteColumn(),
-            BarColumn(20),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True))
+        console, digits = Console(stderr=True), len(str(self.trainer.config.steps))
+        columns = [
+            MofNCompleteColumn(table_column=Column(min_width=2 * digits + 1)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(min_width=7)),
+        ]
+        if console.width >= WIDE:  # else the figures need all of the line
+            columns.insert(1, BarColumn(20))
+        self.bar = Progress(*columns, console=console)
         self.task = self.bar.add_task("", total=self.trainer.config.steps, completed=self.first)
         self.bar.start()
 
@@ -92,9 +98,9 @@ class Display:
     def _line(self, found: StepResult) -> str:
         share = self.pace * self.flops / self.peak
         memory = self.trainer.model.device.memory()["peak"] / 2**20
-        val = "" if self.val is None else f"  val {self.val:.4f}"
+        val = "" if self.val is None else f"  val {self.val:.3f}"
         skipped = "  skipped: gradients not finite" if found.skipped else ""
-        return f"loss {found.loss:.4f}{val}  {self.pace:,.0f} tokens/s ({share:.0%} of peak)  {memory:.0f} MB{skipped}"
+        return f"loss {found.loss:.3f}{val}  {self.pace:,.0f} tokens/s ({share:.0%} of peak)  {memory:.0f} MB{skipped}"
 
     def _left(self, step: int) -> str:
         seconds = (

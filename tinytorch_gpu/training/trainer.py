@@ -77,16 +77,24 @@ class Trainer(Stepper):
         return total / count
 
     def sample(self, prompt: Any = None) -> numpy.ndarray:
-        """Ids that the model writes now, after ``prompt`` (default: the first token of validation)."""
-        start = self.dataset.val[:1] if prompt is None else prompt
-        training, room = self.model.training, self.model.config.max_seq_length - 1
+        """``config.sample_tokens`` ids that the model writes now, after ``prompt`` (default: the first token of
+        validation). Where its positions end it goes on after the last half of what it can see."""
+        ids = list(map(int, self.dataset.val[:1] if prompt is None else prompt))
+        training, room = self.model.training, self.model.config.max_seq_length
+        wanted, seed = len(ids) + self.config.sample_tokens, self.config.seed
         self.model.eval()
-        made = self.model.generate(
-            [list(map(int, start))], max_new_tokens=min(self.config.sample_tokens, room), temperature=0.8,
-            top_k=200, seed=self.config.seed,
-        )  # fmt: skip
+        while len(ids) < wanted:
+            seen = ids if len(ids) < room else ids[-max(1, room // 2) :]
+            made = self.model.generate(
+                [seen], max_new_tokens=min(wanted - len(ids), room - len(seen)), temperature=0.8, top_k=200,
+                seed=seed,
+            )  # fmt: skip
+            new = to_numpy(made[0].data)[len(seen) :].tolist()
+            if not new:
+                break
+            ids, seed = ids + new, seed + 1
         self.model.train(training)
-        return numpy.asarray(to_numpy(made[0].data))
+        return numpy.asarray(ids)
 
     # --- the whole run ---
     def train(self, callback: Callable[[StepResult, dict[str, Any]], None] | None = None) -> None:
