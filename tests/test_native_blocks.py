@@ -4,6 +4,7 @@ The rule of tolerance for such a format: of few rows the library rounds x, to 8 
 so rounded by NumPy the product must be the same but for float32's own rounding. Many rows are not rounded.
 """
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,19 @@ def test_every_byte_comes_back(name: str, outs: int) -> None:
     assert packed.nbytes == raw.shape[1] * -(-outs // 8) * 8
     found = blocks.unpack(packed, name, 512, raw.shape[1], np.arange(outs)[::-1])
     np.testing.assert_array_equal(found, raw[::-1])
+
+
+def test_packed_weights_lie_together_and_are_freed_together() -> None:
+    together = blocks._Together()
+    first, second = together.room(1000), together.room(70)
+    first[...], second[...] = 1, 2
+    assert second.base is first.base and first.sum() == 1000
+    assert together.room(together.PIECE + 1).size == together.PIECE + 1
+    gone = weakref.ref(first.base)
+    del first
+    assert gone() is not None
+    del second
+    assert gone() is None
 
 
 @pytest.mark.parametrize("layout", ["rows", blocks.LAYOUT])

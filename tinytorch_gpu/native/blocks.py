@@ -3,6 +3,8 @@
 
 import math
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -31,17 +33,20 @@ class _Together:
     PIECE = 1 << 24
 
     def __init__(self) -> None:
-        self._lock, self._piece, self._used = threading.Lock(), numpy.empty(0, numpy.uint8), 0
+        self._lock, self._used = threading.Lock(), 0
+        self._piece: Callable[[], Any] = lambda: None  # not held: the arrays in it keep it alive
 
     def room(self, size: int) -> Any:
         """An uninitialised array of ``size`` bytes; its piece is freed with the last array in it."""
         with self._lock:
-            if self._used + size > self._piece.size:
+            piece = self._piece()
+            if piece is None or self._used + size > piece.size:
                 # NumPy asks for huge pages for arrays of this size.
-                self._piece, self._used = numpy.empty(max(self.PIECE, size), numpy.uint8), 0
+                piece, self._used = numpy.empty(max(self.PIECE, size), numpy.uint8), 0
+                self._piece = weakref.ref(piece)
             start = self._used
             self._used += -(-size // 64) * 64
-            return self._piece[start : start + size]
+            return piece[start : start + size]
 
 
 _together = _Together()
