@@ -1,6 +1,7 @@
 """Training speed and memory on a CPU, against PyTorch.
 
-One step is a forward, a backward, clipping and AdamW, in float32 on the same model and batches. Every
+One step is a forward, a backward, clipping and AdamW, in float32 on the same model and batches; ours by
+NumPy alone and by native code. Every
 engine runs in a process of its own, since two thread pools in one disturb each other, and they take
 turns, window by window, so that a ratio holds when the machine's speed drifts.
 
@@ -24,25 +25,26 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "train_cpu.json"
-PEERS = ("pytorch", "pytorch fused")
+OURS, PEERS = ("numpy", "native"), ("pytorch", "pytorch fused")
 LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset and its batch; ``steps`` are those of a window, the targets ours in PyTorch's."""
+    """A preset and its batch; ``steps`` are those of a window, the targets ours in PyTorch's, of time by
+    NumPy alone and by native code."""
 
     preset: str
     batch: int
     length: int
     steps: int
-    time_target: float
+    time_targets: tuple[float, float | None]
     memory_target: float = 1.0
 
 
 RECIPES = {
-    "shakespeare-char": Recipe("shakespeare-char", 12, 64, 20, 1.0),
-    "gpt2": Recipe("gpt2", 4, 256, 1, 1.4),
+    "shakespeare-char": Recipe("shakespeare-char", 12, 64, 20, (1.0, None)),
+    "gpt2": Recipe("gpt2", 4, 256, 1, (1.4, 1 / 1.1)),
 }
 
 
@@ -50,16 +52,19 @@ RECIPES = {
 
 
 class Ours:
-    """This library, by NumPy alone."""
+    """This library: NumPy alone, if TINYTORCH_NATIVE is 0."""
 
     def __init__(self, recipe: Recipe, threads: int):
         import numpy
 
         import tinytorch_gpu
+        import tinytorch_gpu.native
         from tinytorch_gpu.config import preset
         from tinytorch_gpu.training import AdamW, CrossEntropyLoss, decay_groups
 
-        self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}"
+        found = tinytorch_gpu.native.library()
+        used = "" if found is None else f", native code ({found.isa})"
+        self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}{used}"
         config = preset(recipe.preset, dropout=0.0)
         self.model = tinytorch_gpu.Transformer.from_config(config, device="cpu", seed=0)
         self.loss, self.vocab = CrossEntropyLoss(), config.vocab_size
@@ -106,7 +111,7 @@ class PyTorch:
 
 
 def engine_of(name: str, recipe: Recipe, threads: int) -> Any:
-    if name == "tinytorch_gpu":
+    if name in OURS:
         return Ours(recipe, threads)
     return PyTorch(recipe, threads, fused=name == "pytorch fused")
 
@@ -152,7 +157,8 @@ class Worker:
         environment |= {
             "OPENBLAS_NUM_THREADS": count,
             "OMP_NUM_THREADS": count,
-            "TINYTORCH_NATIVE": "0",
+            "TINYTORCH_NATIVE": "0" if name == "numpy" else "1",
+            "TINYTORCH_THREADS": count,
         }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -177,7 +183,7 @@ def measure(name: str, windows: int, threads: int) -> dict[str, Any]:
     """Run the windows of a recipe in turn; return its figures."""
     workers: dict[str, Worker] = {}
     try:
-        for engine in ("tinytorch_gpu", *PEERS):
+        for engine in (*OURS, *PEERS):
             workers[engine] = Worker(engine, name, threads)
         seconds: dict[str, list[float]] = {engine: [] for engine in workers}
         for turn in range(windows + 1):
@@ -198,19 +204,23 @@ def summary(
     name: str, seconds: dict[str, list[float]], peaks: dict[str, int], versions: dict[str, str]
 ) -> dict[str, Any]:
     """Medians, and the median of the ratios of windows that ran next to each other."""
-    recipe, ours, rows = RECIPES[name], seconds["tinytorch_gpu"], []
-    for engine, found in seconds.items():
-        pairs = [a / b for a, b in zip(ours, found, strict=True)]
-        peer = engine == "pytorch"
-        rows.append({
-            "engine": engine, "ratio": statistics.median(pairs), "ratio_low": min(pairs),
-            "ratio_high": max(pairs), "target": recipe.time_target if peer else None,
-            "seconds": statistics.median(found), "peak_bytes": peaks[engine],
-            "memory_ratio": peaks["tinytorch_gpu"] / peaks[engine],
-            "memory_target": recipe.memory_target if peer else None, "windows": found,
-        })  # fmt: skip
+    recipe, rows = RECIPES[name], []
+    for own, target in zip(OURS, recipe.time_targets, strict=True):
+        for engine in PEERS:
+            pairs = [a / b for a, b in zip(seconds[own], seconds[engine], strict=True)]
+            goals = (target, recipe.memory_target) if engine == "pytorch" else (None, None)
+            rows.append({
+                "ours": own, "engine": engine, "ratio": statistics.median(pairs),
+                "ratio_low": min(pairs), "ratio_high": max(pairs), "target": goals[0],
+                "memory_ratio": peaks[own] / peaks[engine], "memory_target": goals[1],
+            })  # fmt: skip
+    engines = {
+        engine: {"seconds": statistics.median(found), "peak_bytes": peaks[engine], "windows": found}
+        for engine, found in seconds.items()
+    }
     tokens = recipe.batch * recipe.length
-    return {"recipe": name, "tokens_per_step": tokens, "versions": versions, "rows": rows}
+    return {"recipe": name, "tokens_per_step": tokens, "versions": versions, "engines": engines,
+            "rows": rows}  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
@@ -219,19 +229,23 @@ def table(result: dict[str, Any]) -> str:
         f"{result['machine']}, {result['threads']} threads, {result['date']}; medians of windows in "
         "turn. A ratio below 1 means that tinytorch_gpu needs less.",
         "",
-        "| recipe | against | time ratio (lowest to highest) | target | ms a step | memory ratio | target | peak MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | ours | against | time ratio (lowest to highest) | target | memory ratio | target |",
+        "|---|---|---|---|---|---|---|",
     ]
     for found in result["recipes"]:
         for row in found["rows"]:
-            own = row["engine"] == "tinytorch_gpu"
             span = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-            memory = "" if own else f"{row['memory_ratio']:.2f}"
             goals = ["" if x is None else f"{x:.2f}" for x in (row["target"], row["memory_target"])]
             lines.append(
-                f"| {found['recipe']} | {row['engine']} | {'' if own else span} | {goals[0]} "
-                f"| {row['seconds'] * 1e3:.1f} | {memory} | {goals[1]} | {row['peak_bytes'] / 2**20:.0f} |"
+                f"| {found['recipe']} | {row['ours']} | {row['engine']} | {span} | {goals[0]} "
+                f"| {row['memory_ratio']:.2f} | {goals[1]} |"
             )
+    lines += ["", "| recipe | engine | ms a step | peak MB |", "|---|---|---|---|"]
+    lines += [
+        f"| {found['recipe']} | {name} | {row['seconds'] * 1e3:.1f} | {row['peak_bytes'] / 2**20:.0f} |"
+        for found in result["recipes"]
+        for name, row in found["engines"].items()
+    ]
     versions = {v for found in result["recipes"] for v in found["versions"].values()}
     return "\n".join([*lines, "", "Versions: " + "; ".join(sorted(versions)) + "."])
 

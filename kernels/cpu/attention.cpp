@@ -132,7 +132,9 @@ static inline void go_back(const AttentionBackwardArguments& a, const QueryBlock
         if (r >= q.count) continue;
         own.lse[r] = a.lse[(q.batch * shape.heads + q.head) * shape.rows + q.first + r];
         const float* out = a.out.of(q.batch, q.head, q.first + r);
-        for (int64_t i = 0; i < width; i++) own.mean[r] += out[i] * own.douts[i * QUERIES + r];
+        double mean = 0;  // taken from numbers that are often near it
+        for (int64_t i = 0; i < width; i++) mean += double(out[i]) * own.douts[i * QUERIES + r];
+        own.mean[r] = float(mean);
         memset(a.dq.of(q.batch, q.head, q.first + r), 0, 4 * size_t(width));
     }
     for (int64_t first = q.low; first < q.high; first += KEYS)

@@ -92,6 +92,69 @@ static void norm(const NormArguments& a, Thread& thread) {
     }
 }
 
+struct NormBackwardArguments {
+    const float *x, *weight;   // (rows, width), (width,)
+    const float *mean, *rstd;  // (rows,); no mean for the RMS norm
+    const float* dy;           // (rows, width): the gradient of the result
+    const float* dtotal;       // (rows, width): that of x by another way, added to dx; or null
+    float* dx;                 // (rows, width)
+    float* sums;               // (parts of rows, 2, width): what they give weight and bias
+    float *dweight, *dbias;    // (width,); no dbias for the RMS norm
+    int64_t rows, width;
+};
+
+// Rows whose gradients of the parameters are added up first, the same ones for any number of threads.
+constexpr int64_t PART = 32;
+
+static inline void back_row(const NormBackwardArguments& a, int64_t row, float* dweight, float* dbias) {
+    const float *x = a.x + row * a.width, *dy = a.dy + row * a.width;
+    const float mean = a.mean ? a.mean[row] : 0.0f, rstd = a.rstd[row];
+    Floats plain{}, along{};  // sums of dy weight, and of that times the normed x
+    for (int64_t i = 0; i < a.width; i += LANES) {
+        const int64_t some = a.width - i;
+        const Floats given = load_some(dy + i, some), normed = (load_some(x + i, some) - mean) * rstd;
+        const Floats scaled = given * load_some(a.weight + i, some);
+        plain += scaled;
+        along += scaled * normed;
+        store_some(dweight + i, load_some(dweight + i, some) + given * normed, some);
+        store_some(dbias + i, load_some(dbias + i, some) + given, some);
+    }
+    const float count = float(a.width), shift = a.mean ? sum(plain) / count : 0.0f;
+    const float slope = sum(along) / count;
+    for (int64_t i = 0; i < a.width; i += LANES) {
+        const int64_t some = a.width - i;
+        const Floats normed = (load_some(x + i, some) - mean) * rstd;
+        const Floats scaled = load_some(dy + i, some) * load_some(a.weight + i, some);
+        Floats made = (scaled - shift - normed * slope) * rstd;
+        if (a.dtotal) made += load_some(a.dtotal + row * a.width + i, some);
+        store_some(a.dx + row * a.width + i, made, some);
+    }
+}
+
+// Reads x, dy and dtotal once and writes dx; the sums of a part stay in cache.
+static void norm_backward(const NormBackwardArguments& a, Thread& thread) {
+    const int64_t parts = (a.rows + PART - 1) / PART;
+    const Span own = share(thread, parts);
+    for (int64_t part = own.first; part < own.last; part++) {
+        float* sums = a.sums + part * 2 * a.width;
+        memset(sums, 0, 8 * size_t(a.width));
+        for (int64_t row = part * PART; row < least(a.rows, (part + 1) * PART); row++)
+            back_row(a, row, sums, sums + a.width);
+    }
+    thread.barrier();
+    const Span columns = share(thread, a.width, 16);
+    for (int64_t i = columns.first; i < columns.last; i++) {
+        float dweight = 0, dbias = 0;
+        for (int64_t part = 0; part < parts; part++) {
+            dweight += a.sums[part * 2 * a.width + i];
+            dbias += a.sums[(part * 2 + 1) * a.width + i];
+        }
+        a.dweight[i] = dweight;
+        if (a.dbias) a.dbias[i] = dbias;
+    }
+}
+
 }  // namespace ISA
 
 OPERATION(norm, NormArguments)
+OPERATION(norm_backward, NormBackwardArguments)

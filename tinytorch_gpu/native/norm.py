@@ -7,13 +7,15 @@ import numpy
 
 from ..backend import dtype_name
 from ..core.tensor import grad_enabled
-from ..host.norm import add_layer_backward, add_rms_backward, layer_backward, rms_backward
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
 
 # x, residual, weight, bias, total, out, mean, rstd; rows, width, format; eps
 _norm = Operation("norm", "8P3qd")
+# x, weight, mean, rstd, dy, dtotal, dx, sums, dweight, dbias; rows, width
+_norm_back = Operation("norm_backward", "10P2q")
+_PART = 32  # of kernels/cpu/norm.cpp
 
 
 def _fits(states: Any, parameters: Any) -> bool:
@@ -71,6 +73,40 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
     return (total, out), kept
 
 
+def _back(residuals: Any, dout: Any, dtotal: Any) -> tuple[Any, ...]:
+    """The gradients of x, weight and bias, the latter None for the RMS norm."""
+    x, weight, *statistics = residuals
+    mean, rstd = statistics if len(statistics) == 2 else (None, *statistics)
+    width = x.shape[-1]
+    rows = x.size // width
+    dx, sums = numpy.empty(x.shape, x.dtype), numpy.empty((-(-rows // _PART), 2, width), x.dtype)
+    dweight, dbias = (
+        numpy.empty(width, x.dtype),
+        None if mean is None else numpy.empty(width, x.dtype),
+    )
+    given = (packed(x), weight, mean, rstd, packed(dout), packed(dtotal), dx, sums, dweight, dbias)
+    _norm_back(4 * x.size, *map(pointer, given), rows, width)
+    return dx, dweight, dbias
+
+
+def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+    return _back(residuals, dout, None)
+
+
+def _rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+    return _back(residuals, dout, None)[:2]
+
+
+def _add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:
+    dx, *rest = _back(residuals, dout, dtotal)
+    return dx, dx, *rest
+
+
+def _add_rms_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-6) -> Any:
+    dx, dweight, _ = _back(residuals, dout, dtotal)
+    return dx, dx, dweight
+
+
 def _takes(states: int) -> Callable[..., bool]:
     """``accepts`` for an operation whose first so many arguments are states."""
 
@@ -80,10 +116,10 @@ def _takes(states: int) -> Callable[..., bool]:
     return accepts
 
 
-def _planner(states: int) -> Callable[..., Record | None]:
+def _planner(states: int, usual: float) -> Callable[..., Record | None]:
     """``plan`` for the same: the norm of whatever the states hold by then."""
 
-    def plan(result: Any, *arrays: Any, eps: float) -> Record | None:
+    def plan(result: Any, *arrays: Any, eps: float = usual) -> Record | None:
         total, out = result if states == 2 else (None, result)
         given = arrays[:states]
         if not all(a.flags.c_contiguous for a in given):
@@ -96,10 +132,10 @@ def _planner(states: int) -> Callable[..., Record | None]:
     return plan
 
 
-for _op, _states, _forward, _backward in (
-    (layer_norm, 1, _layer, layer_backward),
-    (rms_norm, 1, _rms, rms_backward),
-    (add_layer_norm, 2, _add_layer, add_layer_backward),
-    (add_rms_norm, 2, _add_rms, add_rms_backward),
+for _op, _states, _eps, _forward, _backward in (
+    (layer_norm, 1, 1e-5, _layer, _layer_backward),
+    (rms_norm, 1, 1e-6, _rms, _rms_backward),
+    (add_layer_norm, 2, 1e-5, _add_layer, _add_layer_backward),
+    (add_rms_norm, 2, 1e-6, _add_rms, _add_rms_backward),
 ):
-    _op.maker("cpu", _forward, _backward, _takes(_states), _planner(_states), ahead=True)
+    _op.maker("cpu", _forward, _backward, _takes(_states), _planner(_states, _eps), ahead=True)
