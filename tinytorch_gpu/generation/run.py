@@ -1,5 +1,6 @@
 """One generation under way: a prefill of the prompts, then steps of a token through the cache."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,6 @@ def check_finite(logits: Any, tokens: Any, alive: Any) -> None:
     """Refuse to go on from broken logits, where looking costs no wait for a device."""
     if type(logits) is not numpy.ndarray:
         return
-    rows = numpy.nonzero(alive)[0]
-    if not numpy.isfinite(logits[rows, tokens[rows]]).all():
-        raise ValueError("the model computed NaN or infinite logits: its weights are broken")
+    for row, token in enumerate(tokens.tolist()):
+        if alive[row] and not math.isfinite(logits[row, token]):
+            raise ValueError("the model computed NaN or infinite logits: its weights are broken")
