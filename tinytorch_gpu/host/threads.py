@@ -234,14 +234,14 @@ def put_off(works: Sequence[Callable[[], None]], nbytes: int) -> bool:
         if threads() < 2 or not _sharing.acquire(blocking=False):
             return False
         _later.begin()
-    while _later.nbytes + nbytes > PUT_OFF and _later.one():
-        pass
     _later.nbytes += nbytes
     for i, work in enumerate(works):
         run = functools.partial(contextvars.copy_context().run, work)  # with NumPy's errstate
         _later.works.append((run, nbytes if i == len(works) - 1 else 0))
     for worker in _helpers(_later.count - 1):
         worker.call()
+    while _later.nbytes > PUT_OFF and _later.one():
+        pass  # too much waits: the largest arrays are let go of at once
     return True
 
 
