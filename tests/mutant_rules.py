@@ -95,6 +95,8 @@ EQUIVALENT: list[tuple[str, str]] = [
         "a split that saw no key has sums of zero, whatever they are multiplied by",
     ),
     ("bool whole = width == 0", "every row goes element by element: slower only"),
+    ("/ most) + TILE - 1) * TILE", "splits are longer: slower only"),
+    ("(a == b && i <= j)", "no place is compared with itself"),
     ("size = (max(least, (seen + most - 1)) + TILE", "a row is one split: slower only"),
     ("CHUNKS = ELEMENTS / N, SUMS = 2;", "one more sum, of which nothing is made"),
     ("na && (!nb || i <= j)", "no place is compared with itself"),
