@@ -3,6 +3,9 @@
 import importlib
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +81,22 @@ MISTAKES = [
     ("x = layer_norm(x + self.attention(x), self.gamma1, self.beta1)",
      "x = x + layer_norm(self.attention(x), self.gamma1, self.beta1)", "post-norm"),
     (" + self.positions[: ids.shape[1]]", "", "positions"),
+    ("return x / ((x * x).mean(axis=-1, keepdims=True) + eps)", "return x / ((x * x).sum(axis=-1, keepdims=True) + eps)",
+     "mean SQUARE"),
+    ("mean = (states * real[:, :, None]).sum(1)", "mean = states.sum(1)", "padding counts"),
 ]  # fmt: skip
 
 
 def attempt(notebooks: Any, right: str, wrong: str) -> None:
-    """Run the exercises up to part 7 and their checks, with one solution changed."""
+    """Run the exercises and their checks with one solution changed, up to that one's check."""
     cells = [c for c in notebooks.notebook(SOURCE).cells if c.cell_type == "code"]
+    tagged = (c for c in cells if {"exercise", "check"} & set(c.metadata.get("tags", [])))
     namespace: dict[str, Any] = {}
-    for cell in [cells[0], *(c for c in cells if c.metadata.get("tags"))]:
+    changed = False
+    for cell in [cells[0], *tagged]:
+        changed = changed or right in cell.source
         exec(compile(cell.source.replace(right, wrong), "cell", "exec"), namespace)
-        if "def check_model" in cell.source:
+        if changed and "check" in cell.metadata["tags"]:
             return
 
 
@@ -100,6 +109,44 @@ def test_a_mistake_is_answered_in_words(notebooks: Any, right: str, wrong: str, 
     assert SOURCE.read_text(encoding="utf-8").count(right) == 1
     with pytest.raises(AssertionError, match=words):
         attempt(notebooks, right, wrong)
+
+
+def test_what_cells_printed_goes_into_the_readme(notebooks: Any, tmp_path: Path) -> None:
+    made = notebooks.notebook(SOURCE)
+    shown = [c for c in made.cells if "shown" in c.metadata.get("tags", [])]
+    assert len(shown) == 3
+    for number, cell in enumerate(shown):
+        cell.outputs = [{"output_type": "stream", "name": "stdout", "text": f"text {number}\n"}]
+    before = "# A\n\n<!-- shown:begin -->\nold\n<!-- shown:end -->\n\nend\n"
+    (tmp_path / "README.md").write_text(before, encoding="utf-8")
+    notebooks.save_shown(made, tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "text 0\n\ntext 1\n\ntext 2\n\n```" in text and "old" not in text
+    assert text.startswith("# A\n\n<!-- shown") and text.endswith("<!-- shown:end -->\n\nend\n")
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_shows_its_page(notebooks: Any, tmp_path: Path, width: int) -> None:
+    """Nothing is wider than the screen, nothing comes from elsewhere, and formulas are formulas."""
+    pytest.importorskip("latex2mathml", reason="the page's formulas need latex2mathml")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        if os.environ.get("CI"):
+            pytest.fail("no browser: .ci/run installs chromium")
+        pytest.skip("no Chromium to look at the page with")
+    text = notebooks.page(notebooks.notebook(SOURCE))
+    assert not re.findall(r'(?:src|href)="http[^"]*\.(?:js|css)', text)
+    assert text.count("<math") > 30 and not re.search(r">[^<]*\$[^<$]+\$[^<]*</p>", text)
+    probe = "<script>document.title = document.documentElement.scrollWidth</script></body>"
+    (tmp_path / "page.html").write_text(text.replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+         "--dump-dom", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(\d+)</title>", done.stdout)
+    assert title is not None and int(title[1]) <= width
 
 
 @pytest.mark.slow
