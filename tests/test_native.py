@@ -72,6 +72,14 @@ def test_a_compiler_that_fails_costs_one_line(tmp_path: Path) -> None:
     assert not list((tmp_path / "tinytorch_gpu" / "native").iterdir())
 
 
+def test_no_compiler_at_all_costs_one_line(tmp_path: Path) -> None:
+    environment = {"CXX": "", "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    made = child("assert found is None", **environment)
+    assert made.returncode == 0, made.stderr
+    lines = [line for line in made.stderr.splitlines() if "NumPy does their work" in line]
+    assert len(lines) == 1 and "no C++20 compiler" in lines[0]
+
+
 def test_another_number_of_arguments_is_refused(library: native.Library) -> None:
     with pytest.raises(RuntimeError, match="arguments"):
         library.function("advance", 3)
