@@ -20,7 +20,7 @@ def encoding() -> Any:
         if time.monotonic() - last > 2:
             last = time.monotonic()
             print(
-                f"encoding: {done / max(total, 1):.0%} of {total / 2**20:.0f} MB", file=sys.stderr
+                f"encoding: {done / max(total, 1):.0%} of {total / 2**20:.1f} MB", file=sys.stderr
             )
 
     return told

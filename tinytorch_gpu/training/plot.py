@@ -23,6 +23,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], to: Path) -> None:
                 *zip(*points, strict=True), label=label, linewidth=1.2, marker=marker, markersize=4
             )
     axes.set(xlabel="step", ylabel="loss per token (nats)")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(to, dpi=120)
