@@ -97,18 +97,22 @@ def page(made: Any) -> str:
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
 
-    def formula(match: re.Match[str]) -> str:
+    formulas: list[str] = []
+
+    def kept(match: re.Match[str]) -> str:
         shown = match[1] is not None
-        return str(convert(match[1] or match[2], display="block" if shown else "inline"))
+        formulas.append(convert(match[1] or match[2], display="block" if shown else "inline"))
+        return f"formula{len(formulas) - 1}alumrof"  # the exporter would take the tags apart
 
     made = copy.deepcopy(made)
     for cell in made.cells:
         if cell.cell_type == "markdown":
-            cell.source = _MATH.sub(formula, cell.source)
+            cell.source = _MATH.sub(kept, cell.source)
     exporter = HTMLExporter(
         template_name="lab", embed_images=True, mathjax_url="", require_js_url=""
     )
     text = str(exporter.from_notebook_node(made)[0])
+    text = re.sub(r"formula(\d+)alumrof", lambda m: formulas[int(m[1])], text)
     return text.replace("</head>", f"<style>{_STYLE}</style></head>", 1)
 
 
