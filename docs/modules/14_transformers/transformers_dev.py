@@ -1608,11 +1608,11 @@ if bert_file:
 # %%
 if bert_file:
     chapters = {
-        name: " ".join(text.split()[:60]) for name, text in pydoc_data.topics.topics.items()
+        name: " ".join(text.split()[:30]) for name, text in pydoc_data.topics.topics.items()
     }
     titles, began = sorted(chapters)[:80], time.perf_counter()
     with no_grad():
-        shelf = bert.embed([bert_tokenizer.encode(chapters[t])[:100] for t in titles]).numpy()
+        shelf = bert.embed([bert_tokenizer.encode(chapters[t])[:40] for t in titles]).numpy()
         print(f"{len(titles)} chapters read in {time.perf_counter() - began:.1f} s\n")
         for question in ("How do I deal with an error?", "doing the same thing many times",
                          "picking one letter out of a word"):  # fmt: skip
