@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 
-from ..backend import dtype_name
+from ..backend import dtype_name, narrow, widen
 from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .blocks import FORMATS, PLAIN
@@ -21,9 +21,7 @@ _PART = 32  # of kernels/cpu/norm.cpp
 def _fits(states: Any, parameters: Any) -> bool:
     """Whether the library takes states (..., C) and parameters (C,)."""
     x, weight = states[0], parameters[0]
-    name = dtype_name(weight.dtype)
-    # Gradients of parameters in 16 bits are the reference's.
-    if name not in PLAIN or (name != "float32" and grad_enabled()) or not x.size:
+    if dtype_name(weight.dtype) not in PLAIN or not x.size:
         return False
     return all(s.dtype == numpy.float32 and s.shape == x.shape for s in states) and all(
         p.dtype == weight.dtype and p.shape == x.shape[-1:] and p.flags.c_contiguous
@@ -84,9 +82,10 @@ def _back(residuals: Any, dout: Any, dtotal: Any) -> tuple[Any, ...]:
         numpy.empty(width, x.dtype),
         None if mean is None else numpy.empty(width, x.dtype),
     )
-    given = (packed(x), weight, mean, rstd, packed(dout), packed(dtotal), dx, sums, dweight, dbias)
+    wide = widen(weight)
+    given = (packed(x), wide, mean, rstd, packed(dout), packed(dtotal), dx, sums, dweight, dbias)
     _norm_back(4 * x.size, *map(pointer, given), rows, width)
-    return dx, dweight, dbias
+    return dx, *(None if d is None else narrow(d, weight.dtype) for d in (dweight, dbias))
 
 
 def _layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
