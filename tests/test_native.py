@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,25 @@ def test_a_list_is_one_call_and_reads_memory_anew(library: native.Library) -> No
 
 def test_tiny_numbers_stay(library: native.Library) -> None:
     assert np.float32(1e-40) * np.float32(1) != 0  # loading must not flush them to zero
+
+
+def test_one_builds_and_the_others_wait(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="file locks are needed")
+    target, builders = tmp_path / "made.so", []
+
+    def build_it(number: int) -> None:
+        with toolchain.one_builder(target):
+            if not target.exists():
+                builders.append(number)
+                time.sleep(0.1)
+                target.write_text("made")
+
+    jobs = [threading.Thread(target=build_it, args=(n,)) for n in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert len(builders) == 1
 
 
 def test_builds_at_once_are_whole_files(tmp_path: Path) -> None:

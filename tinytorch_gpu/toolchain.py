@@ -3,12 +3,13 @@
 Stands alone: building a wheel runs it without the rest of the package.
 """
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -49,3 +50,19 @@ def cache_folder(name: str) -> Path:
     except (OSError, RuntimeError):  # a home that cannot be written, or that there is not
         folder = Path(tempfile.mkdtemp(prefix="tinytorch_gpu_"))
     return folder
+
+
+@contextlib.contextmanager
+def one_builder(target: Path) -> Iterator[None]:
+    """Inside, no other process builds ``target``: it waits, and should look again whether it is there.
+    Where the system has no file locks, or the folder allows none, several may build the same."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            lock = held.enter_context(target.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..toolchain import CompilerError, cache_folder, compile_with, compiler
+from ..toolchain import CompilerError, cache_folder, compile_with, compiler, one_builder
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _DYNAMIC = re.compile(
@@ -114,7 +114,9 @@ def _built(stem: str, text: str, flags: tuple[str, ...], also: str = "") -> Path
     target = (
         cache_folder("emulated") / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     )
-    with _building:
+    if target.exists():
+        return target
+    with _building, one_builder(target):
         if target.exists():
             return target
         link = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()

@@ -67,7 +67,9 @@ def library_file(toolchain: Any) -> Path:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:20]
     target = toolchain.cache_folder("native") / f"native-{digest}.so"
     if not target.exists():
-        build(target, toolchain, sets)
+        with toolchain.one_builder(target):
+            if not target.exists():
+                build(target, toolchain, sets)
     return target
 
 
