@@ -1086,8 +1086,10 @@ for layers, width, batch, tokens in (
           + f"{counted:13.1f} MB{memory:7.1f} MB{least:10.1f} ms{took:7.1f} ms")  # fmt: skip
 
 # %% [markdown]
-# Memory is predicted to a few per cent, since what an operation keeps for its backward is part of its contract. Time
-# is a *bound*: nothing can be faster; how near a program comes is its quality.
+# Memory is predicted to a few per cent, since what an operation keeps for its backward is part of its contract. The
+# least time is what this machine's measured rates allow: products by NumPy's BLAS, elementwise work and exponentials by
+# NumPy. How near a program comes is its quality; native code, which does elementwise work faster than NumPy, may even
+# come in below.
 #
 # **The roofline.** A device computes and moves bytes; the slower of the two decides. The *arithmetic intensity* of an operation, FLOPs a
 # byte, says which. Reading a prompt does hundreds of operations with each weight it loads; writing a token does two.
