@@ -584,8 +584,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# With post-norm the early blocks see a gradient that is many times smaller than the late ones; they wait until
-# those have learned, and a large learning rate breaks the late ones meanwhile. That is what warm-up was for.
+# With post-norm the last blocks see the largest gradient, a few times that of the blocks before them; these wait until
+# those have learned, and a large learning rate breaks the last ones meanwhile. That is what warm-up was for.
 
 # %% [markdown]
 # ## 6. The complete model
@@ -1033,7 +1033,7 @@ for ax, (field, values) in zip(axes.flat, studies.items(), strict=False):
     ax.set(xscale="log", yscale="log", title=field)
     ax.set_xticks(values, values, fontsize=8)
     ax.minorticks_off()
-    print(study.finding)
+    print(textwrap.fill(study.finding, 110, subsequent_indent="  "))
 axes.flat[2].set_ylim(0.5, 2)
 axes.flat[2].set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
 axes.flat[2].minorticks_off()
@@ -1124,7 +1124,7 @@ plt.show()
 
 # %%
 study = width_against_depth(base, 10_000_000, (2, 4, 8, 16), here, Workload(1, 256))
-print(study.finding, "\n")
+print(textwrap.fill(study.finding, 110), "\n")
 models = {name: preset(name) for name in ("gpt2", "smollm2-135m", "llama-3.1-8b")}
 devices = [DEVICES[name] for name in ("T4", "RTX 4090", "H100 SXM")] + [here]
 print(f"{'model':15}{'weights':>9}  {'device':26}{'needs':>9}  {'tokens/s, at most':>18}")
@@ -1514,7 +1514,7 @@ if llama_file:
     for beginning in ("The capital of France is", "A transformer is a neural network that"):
         ids = llama_tokenizer.encode(beginning)
         out = llama.generate(ids, 30, temperature=0, stop_tokens=llama_tokenizer.eos_ids)
-        print(llama_tokenizer.decode(out.numpy()[0]), "\n")
+        print(textwrap.fill(llama_tokenizer.decode(out.numpy()[0]), 110), "\n")
 
 # %% [markdown]
 # Your model of part 7 learned to spell in two minutes, from 400 thousand characters. This one is your block 30 times, four and a half times
