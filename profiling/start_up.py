@@ -31,6 +31,12 @@ model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name
 print(model.generate(torch.tensor([[1, 2, 3, 4]]), max_new_tokens=1, do_sample=False)[0, -1])
 """,
 }
+# A process's own account of its peak: what the system tells its parent begins with the parent's.
+_PEAK = """
+import pathlib, re
+status = pathlib.Path("/proc/self/status")
+print(re.search(r"VmHWM:\\s*(\\d+)", status.read_text())[1] if status.exists() else 0)
+"""
 
 
 def measure(path: str, threads: int, rounds: int = 3) -> list[dict[str, Any]]:
@@ -40,7 +46,7 @@ def measure(path: str, threads: int, rounds: int = 3) -> list[dict[str, Any]]:
     for name, program in PROGRAMS.items():
         if name in PEERS and not has(sys.executable, PEERS[name]):
             continue
-        command = [sys.executable, "-c", program, path, str(threads)]
+        command = [sys.executable, "-c", program + _PEAK, path, str(threads)]
         if name not in PEERS:
             _run(command, threads)  # builds the native library on first use
         _forget(path)
@@ -71,12 +77,13 @@ def _run(command: list[str], threads: int, answer: str | None = None) -> tuple[f
     assert process.stdout is not None
     line = process.stdout.readline()
     seconds = time.perf_counter() - start
+    told = process.stdout.read().split()
     process.stdout.close()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or (answer is None and not line.strip()):
         raise RuntimeError(f"{command[2]} failed")
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, (int(told[-1]) if told and told[-1] != "0" else usage.ru_maxrss) / 1024
 
 
 def _forget(path: str) -> None:
