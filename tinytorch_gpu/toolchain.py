@@ -61,8 +61,10 @@ def one_builder(target: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
+    place = target.with_suffix(".lock")
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
-            lock = held.enter_context(target.with_suffix(".lock").open("w"))
+            lock = held.enter_context(place.open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
+            held.callback(place.unlink, missing_ok=True)
         yield
