@@ -216,3 +216,34 @@ def test_builds_at_once_are_whole_files(tmp_path: Path) -> None:
         job.join()
     assert native.Library(target, "portable").function("advance", 4)
     assert [p.name for p in tmp_path.iterdir()] == ["made.so"]
+
+
+def test_shapes_that_do_not_fit_are_the_references_to_refuse() -> None:
+    """Native code would read or write beyond an array."""
+    logits = np.zeros((3, 5), np.float32)
+    with pytest.raises(ValueError):
+        ops.swiglu(np.ones((2, 5), np.float32))
+    with pytest.raises(ValueError):
+        ops.linear(np.ones((1, 4), np.float32), np.ones((5, 4), np.float32), activation="swiglu")
+    for name, arrays, options in (
+        ("cross_entropy", (logits, np.zeros(1, np.int64)), {}),
+        ("cached_attention", _cached(keys=1), {"heads": 4, "stop": 1}),
+        ("cached_attention", _cached(values=1), {"heads": 4, "stop": 1}),
+    ):
+        makers = [m for m in OPS[name].makers["cpu"] if ".native." in m.forward.__module__]
+        assert not any(m.accepts and m.accepts(*arrays, **options) for m in makers)
+
+
+def _cached(keys: int = 2, values: int = 2) -> tuple[Any, ...]:
+    cache = [np.zeros((1, 4, heads, 32), np.float32) for heads in (keys, values)]
+    return np.ones((1, 1, 8, 32), np.float32), *cache, np.zeros(1, np.int64), np.ones(1, np.int64)
+
+
+def test_places_beyond_the_tables_are_refused(library: native.Library) -> None:
+    new, keys, values, starts, lengths = _cached()
+    tables = [np.ones((4, 16), np.float32)] * 2
+    for position in (4, -1):
+        with pytest.raises(IndexError, match="positions"):
+            ops.cached_attention(
+                new, keys, values, starts, lengths, *tables, np.array([position]), heads=4, stop=1
+            )

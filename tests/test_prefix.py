@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig
-from tinytorch_gpu.generation import Lookup, PrefixCache
+from tinytorch_gpu.generation import DraftModel, Lookup, PrefixCache
 
 LLAMA: dict[str, Any] = {"norm": "rms", "position": "rotary", "activation": "swiglu",
                          "ffn_bias": False, "num_kv_heads": 2}  # fmt: skip
@@ -98,15 +98,30 @@ def test_a_stream_that_is_closed_leaves_what_was_read() -> None:
     assert rows(prefix.generate([more], 5, temperature=0)) == whole
 
 
-def test_a_given_speculation_is_told_what_came_before() -> None:
-    model = make()
+def test_a_given_speculation_is_told_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, told, real = make(), list[Any](), Lookup.begin
+
+    def begin(self: Lookup, *given: Any) -> None:
+        told.append(self.before)
+        real(self, *given)
+
+    monkeypatch.setattr(Lookup, "begin", begin)
     prefix, look = PrefixCache(model), Lookup(adaptive=False, ngrams=(2,))
     prefix.feed(SYSTEM)
     ids = [*SYSTEM, 7, 3]
     assert rows(prefix.generate([ids], 6, temperature=0, speculate=look)) == rows(
         model.generate([ids], 6, temperature=0)
     )
-    assert look.before == [SYSTEM] and look.drafted
+    assert told == [[SYSTEM]] and look.before == () and look.drafted
+
+
+def test_a_speculation_forgets_what_it_was_told() -> None:
+    """It serves a call of another shape next; and no cache is no other cache."""
+    model, draft = make(), DraftModel(make(seed=5))
+    PrefixCache(model).generate(SYSTEM, 3, temperature=0, speculate=draft, cache=None)
+    pair = [SYSTEM, SYSTEM[:5]]
+    plain = rows(model.generate(pair, 4, temperature=0))
+    assert rows(model.generate(pair, 4, temperature=0, speculate=draft)) == plain
 
 
 def test_mistakes_are_named() -> None:

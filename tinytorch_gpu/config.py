@@ -1,6 +1,5 @@
 """What a transformer is made of: a few orthogonal choices, and the families that are presets."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -218,6 +217,8 @@ class TransformerConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
+            import difflib  # for this message only
+
             near = difflib.get_close_matches(unknown[0], known, 3)
             hint = f": did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"unknown config fields {unknown[:10]}{hint}")

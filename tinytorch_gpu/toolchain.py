@@ -54,8 +54,8 @@ def cache_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def one_builder(target: Path) -> Iterator[None]:
-    """Inside, no other process builds ``target``: it waits, and should look again whether it is there.
-    Where the system has no file locks, or the folder allows none, several may build the same."""
+    """Inside, another process that wants to build ``target`` waits; who comes in looks again whether it is there.
+    Several may build it where the system or the folder has no file locks, and after a build that failed."""
     try:
         import fcntl
     except ImportError:

@@ -129,7 +129,7 @@ struct Head {
 
     // The new tokens that stand from `from` to before `to` go into the cache.
     void put(int64_t from, int64_t to) {
-        const int64_t low = from - extent.place, high = least(to, a.capacity) - extent.place;
+        const int64_t low = (from < 0 ? 0 : from) - extent.place, high = least(to, a.capacity) - extent.place;
         for (int64_t token = low < 0 ? 0 : low; token < least(high, a.tokens); token++) {
             turn(a, row, token, given(token, a.heads + head), room.turned);
             keys.put(extent.place + token, room.turned, a.width);

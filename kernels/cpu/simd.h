@@ -33,7 +33,7 @@ constexpr int LANES = 4;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-// Always eight, one of each row of a block of quantized weights (see quantized.h).
+// Always eight, one of each row of a block of quantized weights (see blocks.h).
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
 // Four bytes for each of the eight.

@@ -32,14 +32,6 @@ struct BFloat16 {
     static inline uint16_t narrowed(float value) { return narrowed_bfloat(value); }
 };
 
-// The first `count` of a vector, zeros behind them.
-template <class Kind>
-static inline Floats load_some(const typename Kind::Element* from, int64_t count) {
-    Floats made{};
-    for (int64_t i = 0; i < count; i++) made[i] = Kind::value(from[i]);
-    return made;
-}
-
 static inline float element(const void* array, int64_t format, int64_t i) {
     if (format == FLOAT32) return static_cast<const float*>(array)[i];
     uint16_t half = static_cast<const uint16_t*>(array)[i];

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
     _finish(arguments, session, prompt, made, "".join(text), timing, spared)
-    if prefix is not None:
+    if prefix is not None and prefix.ids and not interrupted:
         prefix.save(arguments.prompt_cache)
     return 130 if interrupted else 0
 

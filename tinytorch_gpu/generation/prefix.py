@@ -28,7 +28,7 @@ class PrefixCache:
     def generate(self, input_ids: Any, max_new_tokens: int = 50, **options: Any) -> Any:
         """As ``generation.generate``. One prompt is kept with its answer, as far as they were fed;
         of several what all of them begin with, which is fed once and copied to all."""
-        if options.get("cache") is not None:
+        if options.pop("cache", None) is not None:
             raise ValueError("a PrefixCache has its own cache: leave cache out")
         prompts, ragged = read_prompts(input_ids, self.model.config.vocab_size)
         rows = [[int(token) for token in prompt] for prompt in prompts]

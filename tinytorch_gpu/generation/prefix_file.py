@@ -31,17 +31,16 @@ def save(prefix: Any, path: Any) -> None:
     """Write ``prefix``; nothing to write is a ValueError."""
     if not prefix.ids:
         raise ValueError("the prefix cache holds no tokens: there is nothing to save")
-    target, held = Path(path), prefix.cache.save()
-    kept = {"keys": held["keys"], "values": held["values"]}
     check_storable(prefix.cache)
+    target, held = Path(path), prefix.cache.save()
     dtype = dtype_name(held["keys"][0].dtype)
     about = {"format": FORMAT, "dtype": dtype, "config": _config(prefix.model)}
     tensors: dict[str, Any] = {
         "about": numpy.frombuffer(json.dumps(about).encode(), numpy.uint8),
         "ids": numpy.asarray(prefix.ids, numpy.int64),
     }
-    for name, arrays in kept.items():
-        for layer, array in enumerate(arrays):
+    for name in ("keys", "values"):
+        for layer, array in enumerate(held[name]):
             tensors[f"{name}.{layer}"] = _plain(numpy.ascontiguousarray(to_numpy(array)[0]))
     with Replacement(target.parent) as new:
         write_tensors(tensors, new.path(target.name))
@@ -55,7 +54,8 @@ def check_storable(cache: Any) -> None:
 
 
 def load(prefix: Any, path: Any) -> None:
-    """Put what the file at ``path`` has into ``prefix``."""
+    """Put what the file at ``path`` has into ``prefix``. A file that is damaged, of another model or too long for the
+    cache is a ModelFileError, and a cache of numbers that no file holds a ValueError; ``prefix`` stays as it was."""
     where, cache = str(path), prefix.cache
     check_storable(cache)
     tensors = read_safetensors(Path(path))
@@ -71,7 +71,7 @@ def load(prefix: Any, path: Any) -> None:
         check_ids(ids, prefix.model.config.vocab_size)
     except ValueError as error:
         raise ModelFileError(f"{where}: {error}") from None
-    shape, before = (len(ids), *cache.keys[0].shape[2:]), (cache.save(), list(prefix.ids))
+    shape, before = (len(ids), *cache.keys[0].shape[2:]), cache.save()
     place = cache.device
     saved: dict[str, Any] = {"lengths": numpy.array([len(ids)])}
     for name in ("keys", "values"):
@@ -83,7 +83,7 @@ def load(prefix: Any, path: Any) -> None:
         cache.restore(saved)
         _check_numbers(prefix.model, cache, ids, where)
     except BaseException:
-        cache.restore(before[0])
+        cache.restore(before)
         raise
     prefix.ids = [int(token) for token in ids]
 

@@ -31,7 +31,8 @@ class Speculation(ABC):
     ``rounds`` passes. ``most`` bounds a draft; ``adaptive=False`` drafts as much always, where
     otherwise measured times and the share that came true decide (``Pace``).
 
-    ``before`` are tokens of each row that a given cache holds already, to be set before each call.
+    ``before`` are tokens of each row that a given cache holds already, to be set before each call, whose
+    ``begin`` uses them up.
 
     One may be used for many calls of ``generate``, one after the other, and learns from each.
     """
@@ -98,8 +99,9 @@ class Lookup(Speculation):
 
     def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
         self._rows, self._places = [[] for _ in rows], [{} for _ in rows]
+        before, self.before = self.before, ()
         for row, tokens in enumerate(rows):
-            held = list(self.before[row]) if row < len(self.before) else []
+            held = list(before[row]) if row < len(before) else []
             self.learn(row, held + tokens, 0)
 
     def learn(self, row: int, tokens: list[int], accepted: int) -> None:
@@ -164,6 +166,7 @@ class DraftModel(Speculation):
 
     def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
         held = [list(r) for r in self.before] or [[] for _ in rows]
+        self.before = ()
         rows = [before + row for before, row in zip(held, rows, strict=True)]
         room = max(room, max(map(len, rows)) + 1)
         old, kept = self._rows, numpy.zeros(len(rows), numpy.int64)

@@ -20,7 +20,7 @@ def _state_fits(param: Any, master: Any, *state: Any) -> bool:
     return plain(weights, *state) and flat_views(param, master, *state) is not None
 
 
-def _beside(param: Any, grad: Any) -> Any:
+def beside(param: Any, grad: Any) -> Any:
     """The gradient in the parameter's order in memory."""
     return grad if flat_views(param, grad) else numpy.asarray(
         grad, order="C" if param.flags.c_contiguous else "F"
@@ -64,14 +64,14 @@ def adamw_many(
     if scale == 0:
         return
     rate, scale = rate.item(), scale.item()
-    first_share, second_share = _reached(beta1, int(step)), _reached(beta2, int(step))
+    first_share, second_share = reached(beta1, int(step)), reached(beta2, int(step))
     # Factors of whole arrays are gathered: what is left is few passes over them.
     to_first, to_second = scale * (1 - beta1), scale * math.sqrt(1 - beta2)
     grown, shrunk, decay = second_share**-0.5, rate / first_share, rate * weight_decay
     chunks = [
         chunk
         for param, grad, *state in tensors
-        for chunk in _chunks((param, _beside(param, grad), *state))
+        for chunk in _chunks((param, beside(param, grad), *state))
     ]
 
     def one(part: slice) -> None:
@@ -101,7 +101,7 @@ def adamw_many(
     share(one, split(len(chunks), len(chunks) // 2))
 
 
-def _reached(beta: float, step: int) -> float:
+def reached(beta: float, step: int) -> float:
     """What a mean that began at 0 has reached of its value: 1 - beta ** step."""
     return -math.expm1(step * math.log(beta)) if beta else 1.0
 
@@ -122,7 +122,7 @@ def _sgd(
         return param
     real = rate.dtype.type
     rate, scale = real(rate.item()), real(scale.item())
-    arrays = (param, _beside(param, grad), velocity, master)
+    arrays = (param, beside(param, grad), velocity, master)
     held = [numpy.empty(min(CHUNK, param.size), real) for _ in range(2)]
     for w, g, fresh, wide in _chunks(arrays):
         scaled, work = (x[: len(w)] for x in held)

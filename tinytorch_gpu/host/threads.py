@@ -67,7 +67,7 @@ class _Later:
         self.owner: int | None = None
         self.count = 1  # threads of the BLAS before
         self.works: deque[tuple[Callable[[], None], int]] = deque()
-        self.nbytes = 0
+        self.nbytes, self.counting = 0, threading.Lock()
         self.error: BaseException | None = None
 
     def begin(self) -> None:
@@ -91,8 +91,12 @@ class _Later:
             work()
         except BaseException as error:  # raised by who settles
             self.error = self.error or error
-        self.nbytes -= nbytes
+        self.count_bytes(-nbytes)
         return True
+
+    def count_bytes(self, more: int) -> None:
+        with self.counting:
+            self.nbytes += more
 
 
 class _Worker:
@@ -234,7 +238,7 @@ def put_off(works: Sequence[Callable[[], None]], nbytes: int) -> bool:
         if threads() < 2 or not _sharing.acquire(blocking=False):
             return False
         _later.begin()
-    _later.nbytes += nbytes
+    _later.count_bytes(nbytes)
     for i, work in enumerate(works):
         run = functools.partial(contextvars.copy_context().run, work)  # with NumPy's errstate
         _later.works.append((run, nbytes if i == len(works) - 1 else 0))

@@ -28,12 +28,17 @@ def _accepts(
         return False
     if stop > keys.shape[1] or total <= heads or heads % ((total - heads) // 2):
         return False
+    if keys.shape != values.shape or keys.shape[2] != (total - heads) // 2:
+        return False
     if not (_fits(keys, new) and _fits(values, new) and keys.dtype == values.dtype):
+        return False
+    if isinstance(keys, EightBit) and keys.scales.strides != values.scales.strides:
         return False
     if not all(isinstance(x, int) or x is None or x.shape == (batch,) for x in (starts, lengths)):
         return False
     return cos is None or (
         2 * cos.shape[1] <= width
+        and cos.shape == sin.shape
         and all(t.dtype == numpy.float32 and t.flags.c_contiguous for t in (cos, sin))
         and positions.shape in ((tokens,), (batch, tokens))
     )
@@ -94,6 +99,8 @@ def _forward(
 ) -> Any:  # fmt: skip
     batch, tokens, _, width = new.shape
     out = numpy.empty((batch, tokens, heads * width), numpy.float32)
+    if cos is not None and not 0 <= positions.min() <= positions.max() < len(cos):
+        raise IndexError(f"positions {positions} are not all from 0 to {len(cos) - 1}")
     starts = starts if isinstance(starts, int) else _whole(starts)
     given = (packed(new), keys, values, starts, _whole(lengths), cos, sin, _whole(positions))
     _alive, fields = _fields(out, *given, heads, stop, causal, window)

@@ -35,6 +35,8 @@ def _accepts(
         return False  # native code would read beyond an array; the reference says what is wrong
     if bias is not None and dtype_name(bias.dtype) not in PLAIN:
         return False
+    if activation in GATED and weight.shape[0] % 2:
+        return False
     outs = weight.shape[0] // (2 if activation in GATED else 1)
     if residual is not None and (
         residual.dtype != numpy.float32 or residual.shape != (*x.shape[:-1], outs)

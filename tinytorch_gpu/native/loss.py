@@ -13,7 +13,8 @@ _backward = Operation("cross_entropy_backward", "5P2qd")
 
 
 def _accepts(logits: Any, targets: Any, **options: Any) -> bool:
-    return logits.dtype == numpy.float32 and targets.dtype.kind == "i" and bool(logits.shape[1])
+    fits = logits.ndim == 2 and targets.shape == logits.shape[:1] and bool(logits.shape[1])
+    return fits and logits.dtype == numpy.float32 and targets.dtype.kind == "i"
 
 
 def _forward(

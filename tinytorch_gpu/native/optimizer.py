@@ -35,25 +35,13 @@ def _step(
     tensors: list[tuple[Any, ...]], rate: float, step: int, scale: float, options: dict[str, float]
 ) -> None:
     beta1, beta2 = options["beta1"], options["beta2"]
-    held = [(param, _beside(param, grad), *state) for param, grad, *state in tensors]
+    held = [(param, host.beside(param, grad), *state) for param, grad, *state in tensors]
     rows = [(*map(pointer, five), five[0].size, *_formats(*five[:2])) for five in held]
     table, total = numpy.array(rows, numpy.int64), sum(param.size for param, *_ in held)
     _adamw(
         total, pointer(table), len(rows), total, beta1, beta2,
-        scale * (1 - beta1), scale * math.sqrt(1 - beta2), _reached(beta2, step) ** -0.5,
-        options["eps"], rate / _reached(beta1, step), rate * options["weight_decay"],
-    )  # fmt: skip
-
-
-def _reached(beta: float, step: int) -> float:
-    """What a mean that began at 0 has reached of its value: 1 - beta ** step."""
-    return -math.expm1(step * math.log(beta)) if beta else 1.0
-
-
-def _beside(param: Any, grad: Any) -> Any:
-    """The gradient in the parameter's order in memory."""
-    return grad if flat_views(param, grad) else numpy.asarray(
-        grad, order="C" if param.flags.c_contiguous else "F"
+        scale * (1 - beta1), scale * math.sqrt(1 - beta2), host.reached(beta2, step) ** -0.5,
+        options["eps"], rate / host.reached(beta1, step), rate * options["weight_decay"],
     )  # fmt: skip
 
 

@@ -88,7 +88,10 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 def encode(setting: Setting, batch: int = 1, tokens: int = 512) -> Phase:
     """An encoder reads texts of ``tokens`` tokens: a whole model without a head, or the encoder of an
-    encoder-decoder, with the keys and values that its decoder's layers will look at."""
+    encoder-decoder, with the keys and values that its decoder's layers will look at. A decoder alone, which
+    only has a ``prefill``, is a ValueError."""
+    if setting.config.head and not setting.config.encoder_layers:
+        raise ValueError("a decoder alone has no encoder to count: see prefill()")
     calls = forward_calls(
         setting, Pass(batch, 1 if setting.config.encoder_layers else tokens, source=tokens)
     )

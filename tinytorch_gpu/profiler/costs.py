@@ -229,7 +229,7 @@ def _pairs(call: Call) -> tuple[int, int, int]:
 def _attention(call: Call) -> Cost:
     """Two products, and of each pair: scale, largest, difference, exponential, sum."""
     pairs, head, size = _pairs(call)
-    bias = pairs if _has_bias(call) else 0
+    bias = pairs if has_bias(call) else 0
     made = Cost(matrix=4 * pairs * head, vector=4 * pairs + bias, special=pairs + size)
     if call.options.get("dropout"):
         made += Cost(vector=(PHILOX + 2) * pairs)
@@ -245,13 +245,14 @@ def _attention_back(call: Call) -> Cost:
     """Five products: the scores anew, and the gradients of weights, values, queries and keys."""
     pairs, head, size = _pairs(call)
     dropped = (PHILOX + 2) * pairs if call.options.get("dropout") else 0
-    bias = 2 * pairs if _has_bias(call) else 0  # added anew, and its gradient over the batch
+    bias = 2 * pairs if has_bias(call) else 0  # added anew, and its gradient over the batch
     return Cost(
         matrix=10 * pairs * head, vector=5 * pairs + 2 * size + dropped + bias, special=pairs
     )
 
 
-def _has_bias(call: Call) -> bool:
+def has_bias(call: Call) -> bool:
+    """Whether an attention adds a bias to its scores."""
     return call.op == "attention" and len(call.arrays) > 4 and call.arrays[4] is not None
 
 

@@ -16,9 +16,10 @@ from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
 from ..host.threads import row_parts, threads
 from .calls import Array, Call
+from .costs import has_bias
 
 # A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
-GELU, GELU_BACK = 13, 14
+GELU, GELU_BACK = 7, 8
 # Attention with dropout or a bias runs its reference: arrays of all scores at the worst moment.
 SCORES_KEPT, SCORES_BACK = 10, 9
 BIAS_KEPT, BIAS_BACK = 3, 4
@@ -68,7 +69,7 @@ def _is_native(call: Call) -> bool:
     """Whether native code does a call, which needs nothing beside the results."""
     if call.op not in _NATIVE or native.library() is None or _first(call).width != 4:
         return False
-    return call.op != "attention" or not (call.options.get("dropout") or _has_bias(call))
+    return call.op != "attention" or not (call.options.get("dropout") or has_bias(call))
 
 
 def _first(call: Call) -> Array:
@@ -82,9 +83,11 @@ def _linear(call: Call) -> int:
     array before the activation (which training keeps anyway) and the temporaries of a GELU."""
     activation, x, weight = call.options.get("activation"), _first(call), call.arrays[1]
     assert weight is not None
-    if activation is None or x.width == 4:
+    if activation is None:
         return 0
     inner = round(x.size // x.shape[-1] * weight.shape[0] * x.width)
+    if x.width == 4:  # in blocks of rows
+        return GELU * min(inner, 4 * BLOCK) if activation == "gelu" else 0
     return (0 if call.keeps else inner) + (GELU * inner if activation == "gelu" else 0)
 
 
@@ -130,13 +133,9 @@ def _largest(call: Call) -> tuple[int, int, int, int]:
     return scores, rows, heads * seen, before if before < scores else 0
 
 
-def _has_bias(call: Call) -> bool:
-    return len(call.arrays) > 4 and call.arrays[4] is not None
-
-
 def _attention(call: Call) -> int:
     """A block of scores and the one before; its queries, mixed values and sums."""
-    kept = SCORES_KEPT if call.options.get("dropout") else BIAS_KEPT if _has_bias(call) else 0
+    kept = SCORES_KEPT if call.options.get("dropout") else BIAS_KEPT if has_bias(call) else 0
     if kept:
         return kept * _all_scores(call)
     scores, rows, _, before = _largest(call)
@@ -146,7 +145,7 @@ def _attention(call: Call) -> int:
 
 def _attention_back(call: Call) -> int:
     """Two blocks of scores; queries, results' gradients and a product of a block, and of its keys."""
-    kept = SCORES_BACK if call.options.get("dropout") else BIAS_BACK if _has_bias(call) else 0
+    kept = SCORES_BACK if call.options.get("dropout") else BIAS_BACK if has_bias(call) else 0
     if kept:
         return kept * _all_scores(call)
     scores, rows, keys, before = _largest(call)

@@ -70,7 +70,7 @@ class Tokenizer:
         config = _read_json(folder / "special_tokens_map.json")
         config |= _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
-        eos = generation.get("eos_token_id", (model or {}).get("eos_token_id") or [])
+        eos = generation.get("eos_token_id", (model or {}).get("eos_token_id"))
         ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
         if not all(type(i) is int for i in ids):
             raise ValueError(f"{folder}: eos_token_id must be an id or a list of ids, not {eos!r}")

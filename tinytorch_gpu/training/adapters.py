@@ -26,17 +26,18 @@ def told(config: LoraConfig, base: str, model: Transformer, dtype: str) -> dict[
 
 
 def fingerprint(model: Transformer) -> str:
-    """A digest of the configuration and the first row of every frozen array: another base has another
-    one, on whatever device and in blocks or not."""
+    """A digest of the configuration and of the first, middle and last row of every frozen array, on whatever
+    device and in blocks or not. Bases that differ in other rows only are not told apart."""
     digest = hashlib.sha256(repr(model.config.to_dict()).encode())
     for name, parameter in model.named_parameters():
         if ".adapter." not in name:
-            blocks = getattr(parameter, "quantized", False)
-            row = parameter.data.dequantize(slice(0, 1)) if blocks else parameter.data[:1]
-            if parameter.ndim == 1:
-                row = parameter.data
             digest.update(name.encode())
-            digest.update(numpy.ascontiguousarray(to_numpy(row), dtype=numpy.float32).tobytes())
+            count = parameter.shape[0]
+            for i in sorted({0, count // 2, count - 1}):
+                rows = slice(i, i + 1)
+                blocks = getattr(parameter, "quantized", False)
+                row = parameter.data.dequantize(rows) if blocks else parameter.data[rows]
+                digest.update(numpy.ascontiguousarray(to_numpy(row), dtype=numpy.float32).tobytes())
     return digest.hexdigest()[:16]
 
 

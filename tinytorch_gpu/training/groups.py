@@ -17,7 +17,8 @@ class Group:
 
 
 def groups_of(params: Params, decay: float) -> list[Group]:
-    """Parameters, (name, Parameter) pairs or dicts of them with their own settings, as groups."""
+    """Parameters, (name, Parameter) pairs or dicts of them with their own settings, as groups. No
+    parameters, an unknown setting or a name that comes twice is a ValueError."""
     given = list(params)
     if not given:
         raise ValueError("an optimizer needs at least one parameter")

@@ -19,7 +19,8 @@ from .optim import LossScaler, clip_grad_norm
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update did. ``skipped``: its float16 gradients were not finite, so nothing changed."""
+    """What one update did: ``loss`` in nats a token, ``grad_norm`` before clipping, ``tokens`` of the step, ``seconds``
+    by the wall. ``skipped``: its float16 gradients were not finite, so nothing changed."""
 
     step: int
     loss: float

@@ -53,6 +53,7 @@ class Trainer(Stepper):
         self.best_step: int | None = None
 
     def last_good(self) -> Path | None:
+        """The newest complete checkpoint, if there is a run that saves."""
         return None if self.run is None else self.run.newest()
 
     # --- evaluation ---
@@ -77,8 +78,8 @@ class Trainer(Stepper):
         return total / count
 
     def sample(self, prompt: Any = None) -> numpy.ndarray:
-        """``config.sample_tokens`` ids that the model writes now, after ``prompt`` (default: the first token of
-        validation). Where its positions end it goes on after the last half of what it can see."""
+        """``prompt`` (default: the first token of validation) and ``config.sample_tokens`` ids that the model
+        writes after it now. Where its positions end it goes on after the last half of what it can see."""
         ids = list(map(int, self.dataset.val[:1] if prompt is None else prompt))
         training, room = self.model.training, self.model.config.max_seq_length
         wanted, seed = len(ids) + self.config.sample_tokens, self.config.seed

@@ -26,9 +26,11 @@ def attention_maps(model: Transformer, ids: Any) -> AttentionMaps:
     ids = numpy.asarray(ids).reshape(-1)[:MOST_TOKENS]
     if not ids.size:
         raise ValueError("attention needs a text of at least one token")
+    training = model.training
     model.eval()
     with no_grad():
         _, weights = model(ids[None], return_attention_weights=True)
+    model.train(training)
     layers = _spread(len(weights), MOST_LAYERS)
     heads = _spread(weights[0].shape[1], MOST_HEADS)
     return AttentionMaps(layers, heads, [weights[i].numpy()[0, heads] for i in layers])
