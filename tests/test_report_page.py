@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import width_shown
 
 from tinytorch_gpu import Transformer
 from tinytorch_gpu.cli.main import main
@@ -26,9 +25,6 @@ from tinytorch_gpu.profiler.report.attention import attention_maps
 from tinytorch_gpu.profiler.report.html import page, write_png
 
 CONFIG = preset("shakespeare-char", num_layers=2, embed_dim=32, hidden_dim=64)
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +44,6 @@ def text(made: Any) -> str:
 
 class Shape(HTMLParser):
     """Open tags, to see that each is closed; ids and references, to see that each is there once."""
-
-    VOID = ("meta", "link", "br", "img", "path", "use", "line", "rect", "image", "circle")
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,20 +137,7 @@ def test_the_command_writes_page_pictures_and_values(tmp_path: Path, capsys: Any
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it(text: str, width: int, tmp_path: Path) -> None:
-    if BROWSER is None:
-        if os.environ.get("CI"):
-            pytest.fail("no browser: .ci/run installs chromium")
-        pytest.skip("no Chromium to look at the page with")
-    file = tmp_path / "report.html"
-    # What is wider than the screen scrolls in its own box: the page itself must not.
-    probe = "<script>document.title = document.documentElement.scrollWidth + ' ' + document.images.length</script>"
-    file.write_text(text.replace("</body>", probe + "</body>"), encoding="utf-8")
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={width},900", "--enable-logging=stderr", "--v=0", "--dump-dom", file.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    title = re.search(r"<title>(\d+) ", done.stdout)
-    assert title is not None and int(title[1]) <= max(width, 500)  # a window is at least 500 wide
-    assert "CONSOLE" not in done.stderr, done.stderr
+    """What is wider than the screen scrolls in its own box: the page itself must not."""
+    shown, said = width_shown(text, width, tmp_path)
+    assert shown <= max(width, 500)  # a window is at least 500 wide
+    assert "CONSOLE" not in said, said

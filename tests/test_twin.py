@@ -1,7 +1,6 @@
-"""nanoGPT's small recipe step by step beside a PyTorch twin, and what the whole run of it has shown."""
+"""nanoGPT's small recipe step by step beside a PyTorch twin."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from tinytorch_gpu.config import preset
 from tinytorch_gpu.training import TokenDataset, Trainer, TrainingConfig
 
 TOP = Path(__file__).parent.parent
-RESULT = TOP / "profiling" / "results" / "twin_cpu.json"
 
 
 def twin_of(model: Any, data: TokenDataset, config: TrainingConfig) -> Any:
@@ -45,17 +43,3 @@ def test_the_first_losses_are_the_twins(
         first = first or ours
     assert abs(trainer.evaluate(data.val) - twin.evaluate()) <= 10 * allowed
     assert first is not None and ours < first - 0.2  # both have learned
-
-
-def test_the_guide_tells_the_figures_of_the_whole_run() -> None:
-    if not RESULT.is_file():
-        pytest.skip(
-            f"no saved run: python profiling/twin_run.py --data TEXT --save makes {RESULT.name}"
-        )
-    found = json.loads(RESULT.read_text("utf-8"))
-    assert found["val_difference"] <= found["val_allowed"] == 0.02
-    for first in (found["first_float64"], found["first_float32"]):
-        assert first["largest_difference"] <= first["allowed"]
-    guide = (TOP / "docs" / "training.md").read_text("utf-8")
-    for engine in ("tinytorch_gpu", "pytorch"):
-        assert f"{found[engine]['val_loss']:.4f}" in guide

@@ -19,7 +19,7 @@ FEED_FORWARD = ACTIVATIONS | {"gated-gelu": "geglu", "gated-silu": "swiglu"}
 def activation_of(
     fields: Fields, name: str, default: str, known: dict[str, str] = ACTIVATIONS
 ) -> Any:
-    """Our name of the activation that field ``name`` asks for."""
+    """Our name of the activation that field ``name`` asks for; one there is not is a ModelFileError."""
     found = fields.text(name, default)
     if found not in known:
         raise fields.error(name, f"is {quoted(found)}, not one of {', '.join(known)}")
@@ -27,7 +27,7 @@ def activation_of(
 
 
 def init_std(fields: Fields) -> float | None:
-    """The deviation of new weights."""
+    """The deviation of new weights, None for 0; one below 0 is a ModelFileError."""
     std = fields.number("initializer_range", 0.02)
     if std < 0:
         raise fields.error("initializer_range", f"must not be below 0, not {std}")
@@ -35,7 +35,7 @@ def init_std(fields: Fields) -> float | None:
 
 
 def bert(fields: Fields, kind: str) -> TransformerConfig:
-    """An encoder alone."""
+    """An encoder alone. A field of a kind of BERT that is not loaded is a ModelFileError."""
     fields.require("position_embedding_type", "absolute", "positions are added to the embeddings")
     fields.require("is_decoder", False, "BERT is loaded as the encoder that it is")
     fields.flag("tie_word_embeddings", True)  # of a head that is no part of the encoder
@@ -64,7 +64,8 @@ def bert(fields: Fields, kind: str) -> TransformerConfig:
 
 def t5(fields: Fields, kind: str) -> TransformerConfig:
     """An encoder-decoder. Version 1.1 (FLAN-T5) has a head of its own and does not scale the states
-    before it; files say that by ``tie_word_embeddings``, newer ones by ``scale_decoder_outputs``."""
+    before it; files say that by ``tie_word_embeddings``, newer ones by ``scale_decoder_outputs``.
+    A field of a kind of T5 that is not loaded is a ModelFileError."""
     embed, layers = fields.whole("d_model", 512), fields.whole("num_layers", 6)
     fields.require("is_decoder", False, "both halves are loaded")
     fields.number(

@@ -76,6 +76,7 @@ class Display:
         self.bar.start()
 
     def __call__(self, found: StepResult, extra: dict[str, Any]) -> None:
+        """Show an update, with what its line of ``metrics.jsonl`` has besides."""
         self.pace = (
             found.tokens_per_second
             if not self.pace

@@ -28,7 +28,8 @@ def __getattr__(name: str) -> Any:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, weights: bool, dropout: Dropout, *arrays: Any, **options: Any
 ) -> Any:
-    """Run attention on (B, T, H, D) with the next dropout draw; (out, weights) if asked."""
+    """Run attention of q (B, T, H, D) on k and v (B, S, K, D) with the next dropout draw; (out, weights) if asked.
+    ``arrays`` are those of ``ops.attention`` behind them: mask, bias (1 or B, H, T, S), lengths (B,), starts (B,)."""
     state = dropout.state(q)
     if state is not None:
         options["dropout"] = dropout.p

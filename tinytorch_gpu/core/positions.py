@@ -14,7 +14,8 @@ from .tensor import Tensor
 
 
 class Positions:
-    """Where the new tokens stand: the same for all rows, or per row.
+    """Where ``count`` new tokens of each row stand: from ``first`` on in all rows, or from ``starts`` (B,), on the
+    device, of which ``latest`` is the largest.
 
     ``lengths`` (B,) on the device says how many tokens of each row are real, where tokens look both ways;
     ``bias`` (1 or B, H, T, S) is what their distances add to the scores.

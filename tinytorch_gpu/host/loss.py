@@ -28,10 +28,21 @@ def _forward(
         lse[part] = top + numpy.log(powers.sum(axis=1, keepdims=True))
 
     share(one, row_blocks(rows, classes))
-    chosen = numpy.take_along_axis(logits, safe[:, None], axis=1)
-    loss = lse - (1 - label_smoothing) * chosen
-    if label_smoothing:
-        loss -= label_smoothing * logits.mean(axis=1, keepdims=True)
+    means = logits.mean(axis=1, keepdims=True) if label_smoothing else None
+    return mean_loss(logits, safe, counted, lse, means, label_smoothing)
+
+
+def mean_loss(
+    logits: Any, safe: Any, counted: Any, lse: Any, means: Any, label_smoothing: float
+) -> Any:
+    """The mean over the ``counted`` (N,) of the targets ``safe`` (N,) of logits (N, V), and the residuals.
+
+    ``lse`` (N, 1) is the logarithm of each row's sum of powers, ``means`` (N, 1) its mean, needed for smoothing
+    only. A target out of range is an IndexError.
+    """
+    loss = lse - (1 - label_smoothing) * numpy.take_along_axis(logits, safe[:, None], axis=1)
+    if means is not None:
+        loss -= label_smoothing * means
     weight = counted.astype(logits.dtype)
     total = weight.sum()
     count = numpy.maximum(total, numpy.ones_like(total))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy
 
+from ..host.loss import mean_loss
 from ..ops import cross_entropy
 from .library import Operation, packed, pointer
 
@@ -24,17 +25,11 @@ def _forward(
     rows, classes = logits.shape
     counted = targets != ignore_index
     safe = numpy.where(counted, targets, numpy.zeros_like(targets))
-    chosen = numpy.take_along_axis(logits, safe[:, None], axis=1)  # refuses a class there is not
     lse = numpy.empty((rows, 1), numpy.float32)
     sums = numpy.empty((rows, 1)) if label_smoothing else None
     _cross_entropy(4 * logits.size, pointer(logits), pointer(lse), pointer(sums), rows, classes)
-    loss = lse - (1 - label_smoothing) * chosen
-    if sums is not None:
-        loss -= label_smoothing * (sums / classes).astype(numpy.float32)
-    weight = counted.astype(numpy.float32)
-    total = weight.sum()
-    count = numpy.maximum(total, numpy.ones_like(total))
-    return (loss[:, 0] * weight).sum() / count, (logits, safe, weight / count, lse)
+    means = None if sums is None else (sums / classes).astype(numpy.float32)
+    return mean_loss(logits, safe, counted, lse, means, label_smoothing)
 
 
 def _gradient(
