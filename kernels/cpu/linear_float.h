@@ -37,24 +37,29 @@ static inline void tile(const typename Kind::Element* weight, const float* x, in
     }
 }
 
-// One row of a weight times one row of x. This reads the weight at the speed of memory, if it is read
-// straight on: several rows at once are several streams, too short for the processor to foresee.
-template <class Kind>
-static inline float dot(const typename Kind::Element* weight, const float* x, int64_t width) {
-    constexpr int APART = 4;  // sums, so that none waits for another
-    Floats sums[APART] = {};
+// One row of x times rows of a weight that lie `apart` values, and their outputs `to_apart`, from each other.
+template <class Kind, int OUTS>
+static inline void dots(const typename Kind::Element* weight, int64_t apart, const float* x, int64_t width,
+                        float* to, int64_t to_apart) {
+    constexpr int PARTS = OUTS > 1 ? 2 : 4;  // sums of a row, so that none waits for another
+    Floats sums[OUTS][PARTS] = {};
     int64_t i = 0;
-    for (; i + APART * LANES <= width; i += APART * LANES) {
-        __builtin_prefetch(weight + i + PREFETCHED / sizeof(*weight));
-        if (sizeof(*weight) * APART * LANES > 64)
-            __builtin_prefetch(weight + i + (PREFETCHED + 64) / sizeof(*weight));
-        UNROLLED for (int s = 0; s < APART; s++)
-            sums[s] += Kind::load(weight + i + s * LANES) * load(x + i + s * LANES);
+    for (; i + PARTS * LANES <= width; i += PARTS * LANES) {
+        UNROLLED for (int o = 0; o < OUTS; o++)
+            prefetch(weight + o * apart + i, PARTS * LANES * sizeof(*weight));
+        UNROLLED for (int p = 0; p < PARTS; p++) {
+            const Floats known = load(x + i + p * LANES);
+            UNROLLED for (int o = 0; o < OUTS; o++)
+                sums[o][p] += Kind::load(weight + o * apart + i + p * LANES) * known;
+        }
     }
-    for (; i + LANES <= width; i += LANES) sums[0] += Kind::load(weight + i) * load(x + i);
-    float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (; i < width; i++) total += Kind::value(weight[i]) * x[i];
-    return total;
+    for (int o = 0; o < OUTS; o++) {
+        Floats all = sums[o][0];
+        for (int p = 1; p < PARTS; p++) all += sums[o][p];
+        float total = sum(all);
+        for (int64_t j = i; j < width; j++) total += Kind::value(weight[o * apart + j]) * x[j];
+        to[o * to_apart] = total;
+    }
 }
 
 // OUTS rows of a weight times `rows` rows of x, a tile at a time.
@@ -79,11 +84,6 @@ struct FloatWeight {
 
     void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {
         const float* given = x + rows.first * width;
-        if (rows.count == 1) {
-            for (int64_t o = 0; o < count; o++)
-                to[o] = dot<Kind>(weight + (first + o) * width, given, width);
-            return;
-        }
         const bool widening = sizeof(Element) == 2 && rows.count > TILE_ROWS;
         int64_t o = 0;
         for (; o + TILE_OUTS <= count; o += TILE_OUTS) {
@@ -99,6 +99,16 @@ struct FloatWeight {
             strip<Kind, 1>(weight + (first + o) * width, given, width, rows.count, to + o, pitch);
     }
 
+    // `count` outputs of the one row of x from `first` on.
+    void row(int64_t first, int64_t count, float* to) {
+        const Element* own = weight + first * width;
+        const int64_t each = count / STREAMS;
+        for (int64_t o = 0; o < each; o++)
+            dots<Kind, STREAMS>(own + o * width, each * width, x, width, to + o, each);
+        for (int64_t o = STREAMS * each; o < count; o++)
+            dots<Kind, 1>(own + o * width, 0, x, width, to + o, 0);
+    }
+
     void widen(const Element* from, int64_t count) {
         int64_t i = 0;
         for (; i + LANES <= count; i += LANES) store(wide + i, Kind::load(from + i));
@@ -108,11 +118,12 @@ struct FloatWeight {
 
 template <class Kind>
 static void multiply_floats(const LinearArguments& a, Thread& thread) {
-    const size_t room = BLOCK_ROWS * 2 * BLOCK_OUTS;
+    const size_t room = a.rows == 1 ? size_t(a.outs + 16) : BLOCK_ROWS * 2 * BLOCK_OUTS;
     float* own = static_cast<float*>(thread.scratch(4 * (room + TILE_OUTS * a.width)));
     FloatWeight<Kind> weight{static_cast<const typename Kind::Element*>(a.weight), a.x, a.width,
                              own + room};
-    multiply(a, thread, weight, own);
+    if (a.rows == 1) multiply_row(a, thread, weight, own);
+    else multiply(a, thread, weight, own);
 }
 
 }  // namespace ISA

@@ -302,16 +302,33 @@ struct QuantizedWeight {
         const Tile<ROWS> some(x, row);
         Floats8 sums[ROWS] = {};
         const int64_t blocks = x.width / 32;
-        for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES) {
-            if (ROWS == 1) prefetch(group);
+        for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES)
             Kind::template add<ROWS>(group, some, b, sums);
-        }
         UNROLLED for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
     }
 
-    // One row of x reads the weight at the speed of memory: what comes next is asked for early.
-    static void prefetch(const uint8_t* group) {
-        for (int i = 0; i < Kind::BYTES; i += 64) __builtin_prefetch(group + PREFETCHED + i);
+    // One row of x with groups that lie `apart` bytes, and their outputs `to_apart`, from each other.
+    template <int GROUPS>
+    __attribute__((noinline)) void groups(const uint8_t* group, int64_t apart, float* to, int64_t to_apart) {
+        const Tile<1> some(x, 0);
+        Floats8 sums[GROUPS] = {};
+        const int64_t blocks = x.width / 32;
+        for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES) {
+            UNROLLED for (int g = 0; g < GROUPS; g++) prefetch(group + g * apart, Kind::BYTES);
+            UNROLLED for (int g = 0; g < GROUPS; g++) Kind::template add<1>(group + g * apart, some, b, sums + g);
+        }
+        UNROLLED for (int g = 0; g < GROUPS; g++) memcpy(to + g * to_apart, sums + g, sizeof *sums);
+    }
+
+    // `count` outputs of the one row of x from `first` on. Blocks of 256 are taken apart at less than memory's pace.
+    void row(int64_t first, int64_t count, float* to) {
+        constexpr int APART = Kind::SPAN > 1 ? 1 : STREAMS;
+        const int64_t bytes = x.width / 32 / Kind::SPAN * Kind::BYTES, each = count / GROUP / APART;
+        const uint8_t* group = weight + first / GROUP * bytes;
+        for (int64_t g = 0; g < each; g++)
+            groups<APART>(group + g * bytes, each * bytes, to + g * GROUP, each * GROUP);
+        for (int64_t o = APART * each * GROUP; o < count; o += GROUP)
+            tile<1>(group + o / GROUP * bytes, 0, least(GROUP, count - o), to + o, 0);
     }
 
     void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {
@@ -336,7 +353,7 @@ struct QuantizedWeight {
 template <class Kind>
 static void multiply_quantized(const LinearArguments& a, Thread& thread) {
     const int64_t pitch = RoundedRows::pitch_of(a.width);
-    const size_t room = 4 * BLOCK_ROWS * 2 * BLOCK_OUTS;
+    const size_t room = 4 * (a.rows == 1 ? size_t(a.outs + 16) : BLOCK_ROWS * 2 * BLOCK_OUTS);
     uint8_t* own = static_cast<uint8_t*>(thread.scratch(room + size_t(pitch)));
     RoundedRows x{static_cast<uint8_t*>(a.scratch), a.width, pitch};
     if (!a.scratch) {
@@ -349,7 +366,8 @@ static void multiply_quantized(const LinearArguments& a, Thread& thread) {
         thread.barrier();
     }
     QuantizedWeight<Kind> weight{static_cast<const uint8_t*>(a.weight), x};
-    multiply(a, thread, weight, reinterpret_cast<float*>(own));
+    if (a.rows == 1) multiply_row(a, thread, weight, reinterpret_cast<float*>(own));
+    else multiply(a, thread, weight, reinterpret_cast<float*>(own));
 }
 
 }  // namespace ISA
