@@ -23,14 +23,16 @@ struct LinearArguments {
     void* scratch;          // room for the rows of x in 8 bits (linear_quantized.h), or null
     int64_t rows, width, outs, format, bias_format, activation;
     int64_t pitch;  // from one row of residual and out to the next: made, or more if they are wider
+    int64_t exact;  // whether x must not be rounded to 8 bits for a quantized weight
 };
 
 // Outputs of a block, and rows of x: 48 rows of 1536 floats are some 300 KB, which a second-level cache
 // holds.
 constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
 
-// As many rows of x and more are multiplied as whole matrices (linear_many.h).
-constexpr int64_t MANY_ROWS = 24;
+// As many rows of x and more are multiplied as whole matrices: by a weight of floats (linear_many.h), by a quantized
+// one (linear_bytes.h).
+constexpr int64_t MANY_ROWS = 24, PANEL_FROM = 8;
 
 // One row of x reads a weight in four places side by side, far from each other: a processor foresees each by
 // itself, and memory serves four at half as much again as one. What comes next is asked for a little ahead, in bytes:

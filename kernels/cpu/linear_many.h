@@ -22,6 +22,18 @@ static void pack_halves(const Right& own, int64_t first, int64_t count, int64_t 
     pack_rows<PANEL_COLUMNS>(room, depth, count, depth, to);
 }
 
+// A block of eight rows, to[i * pitch + row].
+template <class Kind>
+static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+    for (int part = 0; part < 32 * Kind::SPAN / Kind::PART; part++, to += Kind::PART * pitch) {
+        Floats8 scale, offset{};
+        Kind::scales(block, part, scale, offset);
+        if (Kind::CENTRE) offset = scale * float(-Kind::CENTRE);
+        for (int v = 0; v < Kind::PART / 4; v++)
+            widen_bytes<Kind::MOST == SIGNED>(Kind::values(block, part, v), scale, offset, to + 4 * v * pitch, pitch);
+    }
+}
+
 // Rows that are missing to a group of eight are zeros in the weight; whole groups are made here.
 template <class Kind>
 static void pack_blocks_of(const Right& own, int64_t first, int64_t count, int64_t k, int64_t depth,
@@ -33,7 +45,7 @@ static void pack_blocks_of(const Right& own, int64_t first, int64_t count, int64
         for (int64_t i = 0; i < depth; i += SPAN, from += Kind::BYTES) {
             float* place = to + i * PANEL_COLUMNS + row;
             if (row < count) {
-                Kind::widen(from, place, PANEL_COLUMNS);
+                widen<Kind>(from, place, PANEL_COLUMNS);
             } else {
                 for (int64_t j = 0; j < SPAN; j++) memset(place + j * PANEL_COLUMNS, 0, 4 * GROUP);
             }

@@ -64,15 +64,26 @@ static inline void round_row(const float* x, uint8_t* to, int64_t width) {
     }
 }
 
+// The rows of x of an operation, made by all threads together.
+static inline RoundedRows rounded_rows(const LinearArguments& a, Thread& thread) {
+    const RoundedRows x{static_cast<uint8_t*>(a.scratch), a.width, RoundedRows::pitch_of(a.width)};
+    const Span rows = share(thread, a.rows);
+    for (int64_t r = rows.first; r < rows.last; r++)
+        round_row(a.x + r * a.width, x.memory + r * x.pitch, a.width);
+    thread.barrier();
+    return x;
+}
+
 // What a tile of ROWS rows of x needs at block `b` of 32.
 template <int ROWS>
 struct Tile {
     const uint8_t* rows[ROWS];
     const Rounded* blocks[ROWS];
 
-    Tile(const RoundedRows& x, int64_t first) {
+    // If there are fewer, the last one stands for those that are missing.
+    Tile(const RoundedRows& x, Rows some) {
         UNROLLED for (int r = 0; r < ROWS; r++) {
-            rows[r] = x.row(first + r);
+            rows[r] = x.row(some.first + least(r, some.count - 1));
             blocks[r] = reinterpret_cast<const Rounded*>(rows[r] + x.width);
         }
     }
@@ -103,78 +114,73 @@ static inline Ints8 load_small(const uint8_t* from) {
 }
 
 // Four weights of each of eight rows as floats, to[i * pitch + row]: number * scale + offset.
-template <bool SIGNED>
+template <bool WITH_SIGN>
 static inline void widen_bytes(Bytes weights, Floats8 scale, Floats8 offset, float* to, int64_t pitch) {
     Ints8 words;
     memcpy(&words, &weights, sizeof words);
     UNROLLED for (int i = 0; i < 4; i++) {
-        const Ints8 value = SIGNED ? words << (24 - 8 * i) >> 24 : words >> 8 * i & 255;
+        const Ints8 value = WITH_SIGN ? words << (24 - 8 * i) >> 24 : words >> 8 * i & 255;
         const Floats8 made = floats(value) * scale + offset;
         memcpy(to + i * pitch, &made, sizeof made);
     }
 }
 
-// Each format: how many blocks of 32 a block of it spans, its bytes for eight rows, and what it adds to
-// the sums of a tile.
+// Each format: how many blocks of 32 a block of it spans (SPAN), and its BYTES for eight rows. It has parts of PART
+// values with a scale of their own: (value - CENTRE) * scale, or value * scale + offset (MINIMUM), `values` being
+// bytes from 0 to MOST or SIGNED, four neighbours of each row at a time.
 
-struct Q8 {
-    static constexpr int SPAN = 1, BYTES = 272;
-
-    template <int ROWS>
-    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
-        SignedProducts products[ROWS];
-        UNROLLED for (int v = 0; v < 8; v++) {
-            const Bytes weights = load_bytes(block + 16 + 32 * v);
-            UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b, v));
+// What a block adds to the sums of a tile.
+template <class Kind, int ROWS>
+static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
+    constexpr int STEPS = Kind::PART / 4, PARTS = 32 / Kind::PART;
+    for (int part = 0; part < Kind::SPAN * PARTS; part++) {
+        const int64_t place = b + part / PARTS;
+        const int side = part % PARTS;
+        Products<Kind::MOST> products[ROWS];
+        UNROLLED for (int v = 0; v < STEPS; v++) {
+            const Bytes weights = Kind::values(block, part, v);
+            UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, place, STEPS * side + v));
+            if (v + 1 < STEPS && (v + 1) % Products<Kind::MOST>::TOGETHER) continue;
+            UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
         }
-        const Floats8 scale = load_half8(reinterpret_cast<const uint16_t*>(block));
+        Floats8 scale, offset;
+        Kind::scales(block, part, scale, offset);
         UNROLLED for (int r = 0; r < ROWS; r++) {
-            const Rounded& own = x.block(r, b);
-            sums[r] += floats(products[r].total(own.whole())) * (scale * own.scale);
+            const Rounded& own = x.block(r, place);
+            const int32_t whole = PARTS == 1 ? own.whole() : own.halves[side];
+            const Ints8 total = products[r].total(whole) - Kind::CENTRE * whole;
+            sums[r] += floats(total) * (scale * own.scale);
+            if (Kind::MINIMUM) sums[r] += offset * own.sum;
         }
     }
+}
 
-    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
-        const Floats8 scale = load_half8(reinterpret_cast<const uint16_t*>(block));
-        for (int v = 0; v < 8; v++)
-            widen_bytes<true>(load_bytes(block + 16 + 32 * v), scale, Floats8{}, to + 4 * v * pitch, pitch);
+struct Q8 {
+    static constexpr int SPAN = 1, BYTES = 272, PART = 32, MOST = SIGNED, CENTRE = 0;
+    static constexpr bool MINIMUM = false;
+
+    static inline Bytes values(const uint8_t* block, int, int v) { return load_bytes(block + 16 + 32 * v); }
+
+    static inline void scales(const uint8_t* block, int, Floats8& scale, Floats8&) {
+        scale = load_half8(reinterpret_cast<const uint16_t*>(block));
     }
 };
 
-template <bool MINIMUM>
+template <bool OWN_MINIMUM>
 struct Q4 {
-    static constexpr int SPAN = 1, HEAD = MINIMUM ? 32 : 16, BYTES = HEAD + 128;
+    static constexpr int SPAN = 1, HEAD = OWN_MINIMUM ? 32 : 16, BYTES = HEAD + 128;
+    static constexpr int PART = 32, MOST = 15, CENTRE = 0;
+    static constexpr bool MINIMUM = true;
 
-    template <int ROWS>
-    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
-        Products<15> products[ROWS];
-        UNROLLED for (int v = 0; v < 4; v++) {
-            const Bytes packed = load_bytes(block + HEAD + 32 * v);
-            const Bytes low = packed & 15, high = packed >> 4;
-            UNROLLED for (int r = 0; r < ROWS; r++) {
-                products[r].add(low, x.word(r, b, v));
-                products[r].add(high, x.word(r, b, v + 4));
-            }
-        }
-        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
-        const Floats8 scale = load_half8(halves);
-        const Floats8 offset = MINIMUM ? load_half8(halves + 8) : scale * -8.0f;
-        UNROLLED for (int r = 0; r < ROWS; r++) {
-            const Rounded& own = x.block(r, b);
-            sums[r] += floats(products[r].total()) * (scale * own.scale);
-            sums[r] += offset * own.sum;
-        }
+    static inline Bytes values(const uint8_t* block, int, int v) {
+        const Bytes packed = load_bytes(block + HEAD + 32 * (v % 4));
+        return v < 4 ? packed & 15 : packed >> 4;
     }
 
-    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+    static inline void scales(const uint8_t* block, int, Floats8& scale, Floats8& offset) {
         const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
-        const Floats8 scale = load_half8(halves);
-        const Floats8 offset = MINIMUM ? load_half8(halves + 8) : scale * -8.0f;
-        for (int v = 0; v < 4; v++) {
-            const Bytes packed = load_bytes(block + HEAD + 32 * v);
-            widen_bytes<false>(packed & 15, scale, offset, to + 4 * v * pitch, pitch);
-            widen_bytes<false>(packed >> 4, scale, offset, to + 4 * (v + 4) * pitch, pitch);
-        }
+        scale = load_half8(halves);
+        offset = OWN_MINIMUM ? load_half8(halves + 8) : scale * -8.0f;
     }
 };
 
@@ -195,7 +201,8 @@ static inline void small_scales(const uint8_t* packed, int g, Ints8& scale, Ints
 template <bool FIFTH>
 struct Q45K {
     static constexpr int SPAN = 8, SMALL = 32, BITS = SMALL + 96, LOW = BITS + (FIFTH ? 256 : 0);
-    static constexpr int BYTES = LOW + 1024, MOST = FIFTH ? 31 : 15;
+    static constexpr int BYTES = LOW + 1024, PART = 32, MOST = FIFTH ? 31 : 15, CENTRE = 0;
+    static constexpr bool MINIMUM = true;
 
     // Values 4 v to 4 v + 3 of group `g`.
     static inline Bytes values(const uint8_t* block, int g, int v) {
@@ -205,39 +212,12 @@ struct Q45K {
         return made;
     }
 
-    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
+    static inline void scales(const uint8_t* block, int g, Floats8& scale, Floats8& offset) {
         const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
-        const Floats8 d = load_half8(halves), dmin = load_half8(halves + 8);
-        for (int g = 0; g < 8; g++) {
-            Ints8 small, minimum;
-            small_scales(block + SMALL, g, small, minimum);
-            const Floats8 scale = d * floats(small), offset = -(dmin * floats(minimum));
-            for (int v = 0; v < 8; v++)
-                widen_bytes<false>(values(block, g, v), scale, offset, to + (32 * g + 4 * v) * pitch, pitch);
-        }
-    }
-
-    template <int ROWS>
-    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
-        const uint16_t* halves = reinterpret_cast<const uint16_t*>(block);
-        const Floats8 d = load_half8(halves), dmin = load_half8(halves + 8);
-        for (int g = 0; g < 8; g++) {
-            Products<MOST> products[ROWS];
-            UNROLLED for (int v = 0; v < 8; v++) {
-                const Bytes weights = values(block, g, v);
-                UNROLLED for (int r = 0; r < ROWS; r++) products[r].add(weights, x.word(r, b + g, v));
-                if (FIFTH && v == 3)
-                    UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
-            }
-            Ints8 small, minimum;
-            small_scales(block + SMALL, g, small, minimum);
-            const Floats8 scale = d * floats(small), offset = dmin * floats(minimum);
-            UNROLLED for (int r = 0; r < ROWS; r++) {
-                const Rounded& own = x.block(r, b + g);
-                sums[r] += floats(products[r].total()) * (scale * own.scale);
-                sums[r] -= offset * own.sum;
-            }
-        }
+        Ints8 small, minimum;
+        small_scales(block + SMALL, g, small, minimum);
+        scale = load_half8(halves) * floats(small);
+        offset = -(load_half8(halves + 8) * floats(minimum));
     }
 };
 
@@ -245,7 +225,8 @@ struct Q45K {
 // two bits of four.
 struct Q6K {
     static constexpr int SPAN = 8, SMALL = 16, LOW = SMALL + 128, UPPER = LOW + 1024;
-    static constexpr int BYTES = UPPER + 512;
+    static constexpr int BYTES = UPPER + 512, PART = 16, MOST = 63, CENTRE = 32;
+    static constexpr bool MINIMUM = false;
 
     // Values 4 i to 4 i + 3 of group `g`, 32 too large.
     static inline Bytes values(const uint8_t* block, int g, int i) {
@@ -255,36 +236,9 @@ struct Q6K {
         return (part < 2 ? low & 15 : low >> 4) | (upper >> 2 * part & 3) << 4;
     }
 
-    static inline void widen(const uint8_t* block, float* to, int64_t pitch) {
-        const Floats8 d = load_half8(reinterpret_cast<const uint16_t*>(block));
-        for (int g = 0; g < 16; g++) {
-            const Floats8 scale = d * floats(load_small<int8_t>(block + SMALL + 8 * g));
-            for (int i = 0; i < 4; i++)
-                widen_bytes<false>(values(block, g, i), scale, scale * -32.0f, to + (16 * g + 4 * i) * pitch,
-                                   pitch);
-        }
-    }
-
-    template <int ROWS>
-    static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
-        const Floats8 d = load_half8(reinterpret_cast<const uint16_t*>(block));
-        for (int g = 0; g < 16; g++) {
-            const int side = g % 2;
-            Products<63> products[ROWS];
-            UNROLLED for (int i = 0; i < 4; i++) {
-                const Bytes weights = values(block, g, i);
-                UNROLLED for (int r = 0; r < ROWS; r++)
-                    products[r].add(weights, x.word(r, b + g / 2, 4 * side + i));
-                if (i == 1)
-                    UNROLLED for (int r = 0; r < ROWS; r++) products[r].fold();
-            }
-            const Floats8 scale = d * floats(load_small<int8_t>(block + SMALL + 8 * g));
-            UNROLLED for (int r = 0; r < ROWS; r++) {
-                const Rounded& own = x.block(r, b + g / 2);
-                const Ints8 total = products[r].total() - 32 * own.halves[side];
-                sums[r] += floats(total) * (scale * own.scale);
-            }
-        }
+    static inline void scales(const uint8_t* block, int g, Floats8& scale, Floats8&) {
+        scale = load_half8(reinterpret_cast<const uint16_t*>(block)) *
+                floats(load_small<int8_t>(block + SMALL + 8 * g));
     }
 };
 
@@ -299,23 +253,23 @@ struct QuantizedWeight {
     // Not inlined: GCC keeps the sums in registers only if it sees this function by itself.
     template <int ROWS>
     __attribute__((noinline)) void tile(const uint8_t* group, int64_t row, int64_t count, float* to, int64_t pitch) {
-        const Tile<ROWS> some(x, row);
+        const Tile<ROWS> some(x, {row, ROWS});
         Floats8 sums[ROWS] = {};
         const int64_t blocks = x.width / 32;
         for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES)
-            Kind::template add<ROWS>(group, some, b, sums);
+            add<Kind>(group, some, b, sums);
         UNROLLED for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
     }
 
     // One row of x with groups that lie `apart` bytes, and their outputs `to_apart`, from each other.
     template <int GROUPS>
     __attribute__((noinline)) void groups(const uint8_t* group, int64_t apart, float* to, int64_t to_apart) {
-        const Tile<1> some(x, 0);
+        const Tile<1> some(x, {0, 1});
         Floats8 sums[GROUPS] = {};
         const int64_t blocks = x.width / 32;
         for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES) {
             UNROLLED for (int g = 0; g < GROUPS; g++) prefetch(group + g * apart, Kind::BYTES);
-            UNROLLED for (int g = 0; g < GROUPS; g++) Kind::template add<1>(group + g * apart, some, b, sums + g);
+            UNROLLED for (int g = 0; g < GROUPS; g++) add<Kind>(group + g * apart, some, b, sums + g);
         }
         UNROLLED for (int g = 0; g < GROUPS; g++) memcpy(to + g * to_apart, sums + g, sizeof *sums);
     }
@@ -360,10 +314,7 @@ static void multiply_quantized(const LinearArguments& a, Thread& thread) {
         x.memory = own + room;
         round_row(a.x, x.memory, a.width);
     } else {
-        const Span rows = share(thread, a.rows);
-        for (int64_t r = rows.first; r < rows.last; r++)
-            round_row(a.x + r * a.width, x.memory + r * pitch, a.width);
-        thread.barrier();
+        x = rounded_rows(a, thread);
     }
     QuantizedWeight<Kind> weight{static_cast<const uint8_t*>(a.weight), x};
     if (a.rows == 1) multiply_row(a, thread, weight, reinterpret_cast<float*>(own));

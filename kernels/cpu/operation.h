@@ -68,7 +68,7 @@ static inline Span share(const Thread& thread, int64_t items, int64_t grain = 1)
     return {first < items ? first : items, last < items ? last : items};
 }
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace ISA
 #endif

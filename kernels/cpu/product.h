@@ -153,17 +153,18 @@ static inline int64_t depth_of(int64_t all, int64_t grain) {
     return rounded_up((all + parts - 1) / parts, grain);
 }
 
-// Rows and columns of the result that are this thread's: a grid of parts as square as can be.
-static inline void grid_of(const Thread& thread, const Result& to, Span& rows, Span& columns) {
+// Rows and columns of a result that are this thread's: a grid of parts as square as can be, in whole tiles.
+static inline void grid_of(const Thread& thread, int64_t rows, int64_t row_tile, int64_t columns, int64_t column_tile,
+                           Span& own_rows, Span& own_columns) {
     int64_t best = 1, least_sum = -1;
     for (int64_t down = 1; down <= thread.count; down++) {
         if (thread.count % down) continue;
-        const int64_t sum = to.rows / down + to.columns * to.halves / (thread.count / down);
+        const int64_t sum = rows / down + columns / (thread.count / down);
         if (least_sum < 0 || sum < least_sum) best = down, least_sum = sum;
     }
     const int64_t across = thread.count / best;
-    rows = share(Thread{thread.index / across, best, nullptr}, to.rows, PANEL_ROWS);
-    columns = share(Thread{thread.index % across, across, nullptr}, to.columns, PANEL_COLUMNS);
+    own_rows = share(Thread{thread.index / across, best, nullptr}, rows, row_tile);
+    own_columns = share(Thread{thread.index % across, across, nullptr}, columns, column_tile);
 }
 
 // to = left right, over `all` products. `finish(row, rows, column, columns)` is called for what is done.
@@ -171,7 +172,7 @@ template <class Finish>
 static inline void multiply_panels(const Left& left, const Right& right, int64_t all, const Result& to,
                                    Thread& thread, Finish finish) {
     Span rows, columns;
-    grid_of(thread, to, rows, columns);
+    grid_of(thread, to.rows, PANEL_ROWS, to.columns, PANEL_COLUMNS, rows, columns);
     float* own = static_cast<float*>(thread.scratch(
         4 * (DEEPEST * (RIGHT_COLUMNS + LEFT_ROWS) + PANEL_COLUMNS * DEEPEST)));
     float *rights = own, *lefts = own + DEEPEST * RIGHT_COLUMNS, *room = lefts + DEEPEST * LEFT_ROWS;

@@ -20,6 +20,7 @@
 
 // In front of a loop of a few rounds whose arrays must become registers.
 #define UNROLLED _Pragma("GCC unroll 8")
+#define UNROLLED_16 _Pragma("GCC unroll 16")
 
 namespace ISA {
 
@@ -38,6 +39,11 @@ typedef float Floats8 __attribute__((vector_size(32)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
 // Four bytes for each of the eight.
 typedef uint8_t Bytes __attribute__((vector_size(32)));
+// Four bytes for each lane.
+typedef uint8_t LaneBytes __attribute__((vector_size(4 * LANES)));
+
+// In the place of the largest weight of a format: its bytes have either sign.
+constexpr int SIGNED = -1;
 
 static inline Floats load(const float* from) {
     Floats made;

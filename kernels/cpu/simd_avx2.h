@@ -24,23 +24,12 @@ static inline void store_bytes(uint8_t* to, Ints values) {
     memcpy(to + 4, &high, 4);
 }
 
-// Sums of products of bytes, for eight rows: `weights` has four of each row, `word` four signed bytes of
-// x, from -127 to 127. `fold` keeps what 16 bits can hold from overflowing, where they are used.
-// The instruction takes unsigned times signed bytes and adds two products into 16 bits.
-struct SignedProducts {
-    __m256i sums = _mm256_setzero_si256();
-    void add(Bytes weights, int32_t word) {
-        const __m256i w = __m256i(weights), x = _mm256_set1_epi32(word);
-        // |w| (x sign w) is w x; with |x| up to 127 two of them fit.
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-        asm("" : "+x"(sums));  // see Products
-    }
-    Ints8 total(int32_t) const { return Ints8(sums); }
-};
-
-template <int MOST>  // the largest weight; none is below 0
+// Sums of products of bytes, for eight rows: `weights` has four of each row, from 0 to MOST, `word` four signed
+// bytes of x, from -127 to 127. The instruction takes unsigned times signed bytes and adds two products into 16 bits,
+// which hold the sum of TOGETHER such: so often `fold` is to be called.
+template <int MOST>
 struct Products {
+    static constexpr int TOGETHER = 32767 / (2 * 127 * MOST);
     __m256i narrow = _mm256_setzero_si256(), wide = _mm256_setzero_si256();
     void add(Bytes weights, int32_t word) {
         const __m256i x = _mm256_set1_epi32(word);
@@ -52,10 +41,27 @@ struct Products {
         wide = _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
         narrow = _mm256_setzero_si256();
     }
-    Ints8 total() {
-        fold();
-        return Ints8(wide);
-    }
+    Ints8 total(int32_t) const { return Ints8(wide); }
 };
+
+// The same of signed weights; `total` needs the sum of what x was.
+template <>
+struct Products<SIGNED> {
+    static constexpr int TOGETHER = 8;
+    __m256i sums = _mm256_setzero_si256();
+    void add(Bytes weights, int32_t word) {
+        const __m256i w = __m256i(weights), x = _mm256_set1_epi32(word);
+        // |w| (x sign w) is w x; with |x| up to 127 two of them fit.
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        asm("" : "+x"(sums));  // see above
+    }
+    void fold() {}
+    Ints8 total(int32_t) const { return Ints8(sums); }
+};
+
+// For LANES rows.
+template <int MOST>
+using LaneProducts = Products<MOST>;
 
 }  // namespace ISA

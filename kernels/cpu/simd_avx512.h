@@ -22,26 +22,31 @@ static inline void store_bytes(uint8_t* to, Ints values) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(values)));
 }
 
-// Sums of products of bytes, for eight rows: `weights` has four of each row, `word` four signed bytes of
-// x, from -127 to 127. `fold` keeps what 16 bits can hold from overflowing, where they are used.
-// The instruction takes unsigned times signed bytes and adds four products into 32 bits: signed weights get
-// 128 added, which is taken off again with the sum of x.
-struct SignedProducts {
-    __m256i sums = _mm256_setzero_si256();
-    void add(Bytes weights, int32_t word) {
-        sums = _mm256_dpbusd_epi32(sums, __m256i(weights ^ 128), _mm256_set1_epi32(word));
-    }
-    Ints8 total(int32_t sum) const { return Ints8(sums) - 128 * sum; }
+// Four unsigned times four signed bytes are added to each sum.
+static inline Ints8 dot_bytes(Ints8 sums, Bytes weights, int32_t word) {
+    return Ints8(_mm256_dpbusd_epi32(__m256i(sums), __m256i(weights), _mm256_set1_epi32(word)));
+}
+
+static inline Ints dot_bytes(Ints sums, LaneBytes weights, int32_t word) {
+    return Ints(_mm512_dpbusd_epi32(__m512i(sums), __m512i(weights), _mm512_set1_epi32(word)));
+}
+
+// Sums of products of bytes: `weights` has four of each row, from 0 to MOST or SIGNED, `word` four signed
+// bytes of x, from -127 to 127. Where 16 bits hold sums, `fold` keeps them from overflowing: at most TOGETHER words
+// may come between two of it. Signed weights get 128 added, which is taken off again with the sum of what x was.
+template <int MOST, class Weights, class Sums>
+struct ProductsOf {
+    static constexpr int TOGETHER = 1;
+    Sums sums{};
+    void add(Weights weights, int32_t word) { sums = dot_bytes(sums, MOST == SIGNED ? weights ^ 128 : weights, word); }
+    void fold() {}
+    Sums total(int32_t sum) const { return MOST == SIGNED ? sums - 128 * sum : sums; }
 };
 
-template <int MOST>  // the largest weight; none is below 0
-struct Products {
-    __m256i sums = _mm256_setzero_si256();
-    void add(Bytes weights, int32_t word) {
-        sums = _mm256_dpbusd_epi32(sums, __m256i(weights), _mm256_set1_epi32(word));
-    }
-    void fold() {}
-    Ints8 total() const { return Ints8(sums); }
-};
+// For eight rows, and for LANES rows.
+template <int MOST>
+using Products = ProductsOf<MOST, Bytes, Ints8>;
+template <int MOST>
+using LaneProducts = ProductsOf<MOST, LaneBytes, Ints>;
 
 }  // namespace ISA

@@ -26,27 +26,36 @@ static inline void store_bytes(uint8_t* to, Ints values) {
     memcpy(to, &four, 4);
 }
 
-// Sums of products of bytes, for eight rows: `weights` has four of each row, `word` four signed bytes of
-// x, from -127 to 127. `fold` keeps what 16 bits can hold from overflowing, where they are used.
-// The instruction adds four products of signed bytes into 32 bits; weights above 0 are below 128.
-struct SignedProducts {
-    int32x4_t low = vdupq_n_s32(0), high = vdupq_n_s32(0);
-    void add(Bytes weights, int32_t word) {
-        const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(word));
-        int8x16_t w[2];
-        memcpy(w, &weights, sizeof w);
-        low = vdotq_s32(low, w[0], x);
-        high = vdotq_s32(high, w[1], x);
+// Sums of products of bytes, for LANES rows: `weights` has four of each row, from 0 to MOST or SIGNED, `word` four
+// signed bytes of x, from -127 to 127. Where 16 bits hold sums, `fold` keeps them from overflowing: at most TOGETHER
+// words may come between two of it. The instruction adds four products of signed bytes into 32 bits; weights that
+// are not SIGNED are below 128.
+template <int MOST>
+struct LaneProducts {
+    static constexpr int TOGETHER = 1;
+    int32x4_t sums = vdupq_n_s32(0);
+    void add(LaneBytes weights, int32_t word) {
+        sums = vdotq_s32(sums, int8x16_t(weights), vreinterpretq_s8_s32(vdupq_n_s32(word)));
     }
-    Ints8 total(int32_t) const {
-        return __builtin_shufflevector(Ints(low), Ints(high), 0, 1, 2, 3, 4, 5, 6, 7);
-    }
+    void fold() {}
+    Ints total(int32_t) const { return Ints(sums); }
 };
 
-template <int MOST>  // the largest weight; none is below 0
-struct Products : SignedProducts {
+// For eight rows.
+template <int MOST>
+struct Products {
+    static constexpr int TOGETHER = 1;
+    LaneProducts<MOST> low, high;
+    void add(Bytes weights, int32_t word) {
+        LaneBytes w[2];
+        memcpy(w, &weights, sizeof w);
+        low.add(w[0], word);
+        high.add(w[1], word);
+    }
     void fold() {}
-    Ints8 total() const { return SignedProducts::total(0); }
+    Ints8 total(int32_t) const {
+        return __builtin_shufflevector(low.total(0), high.total(0), 0, 1, 2, 3, 4, 5, 6, 7);
+    }
 };
 
 }  // namespace ISA

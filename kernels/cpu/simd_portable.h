@@ -23,24 +23,49 @@ static inline void store_bytes(uint8_t* to, Ints values) {
     for (int i = 0; i < LANES; i++) to[i] = uint8_t(values[i]);
 }
 
-// Sums of products of bytes, for eight rows: `weights` has four of each row, `word` four signed bytes of
-// x, from -127 to 127. `fold` keeps what 16 bits can hold from overflowing, where they are used.
-struct SignedProducts {
-    Ints8 sums{};
-    void add(Bytes weights, int32_t word) {
-        int8_t known[4], given[32];
-        memcpy(known, &word, 4);
-        memcpy(given, &weights, 32);
-        for (int row = 0; row < 8; row++)
-            for (int i = 0; i < 4; i++) sums[row] += given[4 * row + i] * known[i];
+// Sums of products of bytes, for LANES rows: `weights` has four of each row, from 0 to MOST or SIGNED, `word` four
+// signed bytes of x, from -127 to 127. 16 bits hold the sum of TOGETHER times two products: so often `fold` is to
+// be called.
+template <int MOST>
+struct LaneProducts {
+    typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
+    static constexpr int TOGETHER = 32767 / (2 * 127 * (MOST == SIGNED ? 128 : MOST));
+    Shorts narrow{};
+    Ints wide{};
+    // Bytes 0 and 2 of each four, and bytes 1 and 3.
+    static Shorts even(Shorts both, bool with_sign) { return with_sign ? both << 8 >> 8 : both & 255; }
+    static Shorts odd(Shorts both, bool with_sign) { return with_sign ? both >> 8 : both >> 8 & 255; }
+    void add(LaneBytes weights, int32_t word) {
+        const Ints all = word - Ints{};
+        Shorts w, x;
+        memcpy(&w, &weights, sizeof w);
+        memcpy(&x, &all, sizeof x);
+        narrow += even(w, MOST == SIGNED) * even(x, true) + odd(w, MOST == SIGNED) * odd(x, true);
     }
-    Ints8 total(int32_t) const { return sums; }
+    void fold() {
+        Ints pairs;
+        memcpy(&pairs, &narrow, sizeof pairs);
+        wide += (pairs << 16 >> 16) + (pairs >> 16);
+        narrow = Shorts{};
+    }
+    Ints total(int32_t) const { return wide; }
 };
 
-template <int MOST>  // the largest weight; none is below 0
-struct Products : SignedProducts {
-    void fold() {}
-    Ints8 total() const { return sums; }
+// For eight rows.
+template <int MOST>
+struct Products {
+    static constexpr int TOGETHER = LaneProducts<MOST>::TOGETHER;
+    LaneProducts<MOST> low, high;
+    void add(Bytes weights, int32_t word) {
+        LaneBytes w[2];
+        memcpy(w, &weights, sizeof w);
+        low.add(w[0], word);
+        high.add(w[1], word);
+    }
+    void fold() { low.fold(), high.fold(); }
+    Ints8 total(int32_t) const {
+        return __builtin_shufflevector(low.wide, high.wide, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
 };
 
 }  // namespace ISA

@@ -15,13 +15,13 @@ from .blocks import FORMATS, GROUP, PLAIN, interleaved
 from .library import Operation, Record, packed, pointer
 
 # x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation,
-# pitch
-_linear = Operation("linear", "7P7q")
+# pitch, exact
+_linear = Operation("linear", "7P8q")
 
 # left, right, out; rows, columns, depth, and both's strides
 _product = Operation("product", "3P7q")
 _column_sums = Operation("column_sums", "2P2q")  # x, sums; rows, width
-# As many rows and more are multiplied as whole matrices: MANY_ROWS of kernels/cpu/linear.h.
+# As many rows and more meet a weight of floats as whole matrices: MANY_ROWS of kernels/cpu/linear.h.
 MANY_ROWS = 24
 
 
@@ -43,18 +43,12 @@ def _accepts(
     ):
         return False
     if isinstance(weight, QuantizedMatrix):
-        return _accepts_blocks(x, weight, activation)
+        return _accepts_blocks(weight, activation)
     return dtype_name(weight.dtype) in PLAIN and weight.flags.c_contiguous
 
 
-def _accepts_blocks(x: Any, weight: QuantizedMatrix, activation: str | None) -> bool:
-    """Rounding x to 8 bits is for inference: a gradient is that of the exact product."""
-    rounded = x.size < MANY_ROWS * x.shape[-1]
-    if (
-        (rounded and grad_enabled())
-        or weight.turned
-        or any(p.format.name not in FORMATS for p in weight.parts)
-    ):
+def _accepts_blocks(weight: QuantizedMatrix, activation: str | None) -> bool:
+    if weight.turned or any(p.format.name not in FORMATS for p in weight.parts):
         return False
     if activation is None:
         return True
@@ -65,14 +59,16 @@ def _accepts_blocks(x: Any, weight: QuantizedMatrix, activation: str | None) -> 
 def _calls(
     x: Any, weight: Any, bias: Any, residual: Any, inner: Any, out: Any, activation: str | None
 ) -> list[tuple[Any, tuple[int, ...]]]:
-    """What must stay alive and the fields of each native call: one for each part of a weight."""
+    """What must stay alive and the fields of each native call: one for each part of a weight.
+
+    In inference a quantized weight meets x in 8 bits; a gradient is that of the exact product."""
     width, made = x.shape[-1], out.shape[-1]
     rows = x.size // width
     calls: list[tuple[Any, tuple[int, ...]]] = []
     first = 0
     for array, outs, form in _parts(weight):
-        scratch = None
-        if form not in PLAIN and 1 < rows < MANY_ROWS:
+        scratch, exact = None, form not in PLAIN and grad_enabled()
+        if form not in PLAIN and rows > 1 and not exact:
             scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
         places = (0, 0, first * (0 if bias is None else bias.itemsize), 4 * first, 0, 4 * first, 0)
         arrays = (x, array, bias, residual, inner, out, scratch)
@@ -80,6 +76,7 @@ def _calls(
         fields = (
             *pointers, rows, width, outs, FORMATS[form],
             0 if bias is None else FORMATS[dtype_name(bias.dtype)], ACTIVATIONS[activation], made,
+            exact,
         )  # fmt: skip
         calls.append((arrays, fields))
         first += outs
@@ -101,6 +98,12 @@ def _rounded_bytes(width: int) -> int:
     return -(-(width + width // 32 * 16) // 64) * 64
 
 
+def _halves_apart(x: Any, weight: Any, activation: str | None) -> bool:
+    """Whether both halves of a gated product must be kept until all of it is done."""
+    many = x.size >= MANY_ROWS * x.shape[-1]
+    return activation in GATED and many and _parts(weight)[0][2] in PLAIN
+
+
 def _forward(
     x: Any, weight: Any, bias: Any = None, residual: Any = None,
     *, activation: str | None = None, needs: Any = None,
@@ -109,8 +112,7 @@ def _forward(
     outs = weight.shape[0]
     out = numpy.empty((*x.shape[:-1], outs // 2 if activation in GATED else outs), numpy.float32)
     recorded, inner = grad_enabled(), None
-    many = activation in GATED and x.size >= MANY_ROWS * x.shape[-1]
-    if (recorded and activation is not None) or many:
+    if (recorded and activation is not None) or _halves_apart(x, weight, activation):
         inner = numpy.empty((*x.shape[:-1], outs), numpy.float32)
     for _alive, fields in _calls(x, weight, bias, residual, inner, out, activation):
         _linear(outs * x.size, *fields)
@@ -129,7 +131,7 @@ def _plan(
     if not all(a is None or a.flags.c_contiguous for a in (x, bias, residual, out)):
         return None
     inner = None
-    if activation in GATED and x.size >= MANY_ROWS * x.shape[-1]:
+    if _halves_apart(x, weight, activation):
         inner = numpy.empty((*x.shape[:-1], weight.shape[0]), numpy.float32)
     calls = _calls(x, weight, bias, residual, inner, out, activation)
     return [_linear.record(alive, *fields) for alive, fields in calls]
