@@ -9,7 +9,7 @@ import pytest
 from case_specs import Case
 from cases import CASES
 
-from tinytorch_gpu import backend
+from tinytorch_gpu import backend, ops  # noqa: F401 - the operations register themselves
 from tinytorch_gpu.core.op import OPS, Maker
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

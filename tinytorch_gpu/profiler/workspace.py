@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from .. import native
 from ..config import GATED
-from ..host.attention import QUERIES, SCORES, batch_parts
+from ..host.attention import batch_parts
+from ..host.scores import QUERIES, SCORES
 from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
 from ..host.threads import row_parts, threads

@@ -1,0 +1,185 @@
+"""The scores of attention in blocks of queries, and their powers: what its forward and its backward share.
+
+Rows of the batch that follow each other and have one length are worked on together, others each as
+its own problem, so a batch of different lengths does no work for the padding; keys that no query of
+a block may see are never looked at.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy
+
+# Queries per block: enough rows for the matrix product, and little of a causal block is hidden.
+QUERIES = 128
+# Scores per block, the heads and rows together: 1 MB of float32. One head may need more by itself.
+SCORES = 1 << 18
+# Scores no further from 0 are raised to powers as they are, from 1e-7 to 1e7: a row's largest one is looked for,
+# and taken off, for the sake of greater ones only.
+MILD = 16
+
+
+class Block(NamedTuple):
+    """Queries and key heads of some rows of the batch, and the keys that some of them may see."""
+
+    rows: slice
+    queries: slice
+    heads: slice
+    keys: slice
+    position: int  # of the first query
+
+
+class Scores:
+    """The scores of one call, block by block.
+
+    The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S), for each
+    of the R rows of a block.
+    """
+
+    def __init__(self, inputs: Any, causal: bool, scale: float | None, window: int | None):
+        self.q, self.k, _, _, _, lengths, starts, _ = inputs
+        batch, rows, heads, width = self.q.shape
+        keys, self.kv_heads = self.k.shape[1:3]
+        self.groups = heads // self.kv_heads
+        self.causal, self.window = causal, window
+        self.scale = self.q.dtype.type(width**-0.5 if scale is None else scale)
+        # Scaled queries are fewer than scores, and by a power of two exact; any other scale would
+        # round each of them, and large scores would not be the reference's.
+        self.exact = abs(math.frexp(self.scale)[0]) == 0.5
+        self.lengths = [keys] * batch if lengths is None else _per_row(lengths, batch)
+        self.starts = (
+            [n - rows for n in self.lengths] if starts is None else _per_row(starts, batch)
+        )
+        self._scratch: dict[str, Any] = {}
+
+    def blocks(self, part: slice) -> Iterator[Block]:
+        """All queries of rows of the batch, a block at a time; of a block that sees nothing the keys
+        are empty."""
+        rows, keys = self.q.shape[1], self.k.shape[1]
+        for (length, start), same in self._runs(part):
+            for first in range(0, rows, QUERIES):
+                queries = slice(first, min(first + QUERIES, rows))
+                high = max(0, min(length, keys, start + queries.stop if self.causal else keys))
+                low = 0 if self.window is None else max(0, start + first - self.window + 1)
+                span = slice(min(low, high), high)
+                each = self.groups * (queries.stop - first) * max(1, high - span.start)
+                for part, heads in self._shares(same, max(1, SCORES // each)):
+                    yield Block(part, queries, heads, span, start + first)
+
+    def _runs(self, part: slice) -> Iterator[tuple[tuple[int, int], slice]]:
+        """Rows of the batch that follow each other with one (length, start)."""
+        first = part.start
+        for key, run in itertools.groupby(zip(self.lengths[part], self.starts[part], strict=True)):
+            stop = first + len(list(run))
+            yield key, slice(first, stop)
+            first = stop
+
+    def _shares(self, rows: slice, count: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and key heads, at most ``count`` heads together: several rows or a part of one."""
+        each = max(1, count // self.kv_heads)
+        for first in range(rows.start, rows.stop, each):
+            for head in range(0, self.kv_heads, count):
+                heads = slice(head, min(head + count, self.kv_heads))
+                yield slice(first, min(first + each, rows.stop)), heads
+
+    def buffer(self, name: str, *shape: int) -> Any:
+        """An array to write to, of the same memory each time."""
+        size = math.prod(shape)
+        held = self._scratch.get(name)
+        if held is None or held.size < size:
+            held = self._scratch[name] = numpy.empty(size, self.q.dtype)
+        return held[:size].reshape(shape)
+
+    def by_head(self, x: Any, block: Block) -> Any:
+        """The view (R, K, G, T, ...) of a block's queries in ``x`` (B, T, H, ...)."""
+        part = x[block.rows, block.queries]
+        apart = part.reshape(*part.shape[:2], self.kv_heads, self.groups, part.shape[3])
+        return apart[:, :, block.heads].transpose(0, 2, 3, 1, 4)
+
+    def stacked(self, x: Any, block: Block, name: str, factor: Any = None) -> Any:
+        """A block's queries in ``x`` (B, T, H, D), times ``factor``, as (R, K, G T, D)."""
+        view = self.by_head(x, block)
+        if factor is None and self.groups == 1 and _for_blas(view):
+            return view[:, :, 0]
+        out = self.buffer(name, *view.shape)
+        if factor is None:
+            numpy.copyto(out, view)
+        else:
+            numpy.multiply(view, factor, out=out)
+        return out.reshape(*out.shape[:2], -1, out.shape[4])
+
+    def powers(self, block: Block, shift: Any = None) -> tuple[Any, Any, Any]:
+        """The queries (R, K, G T, D), e to the power of their scores (R, K, G, T, S), 0 where hidden, and what was
+        taken off the scores before (R, K, G, T, 1): nothing (None) if they are mild, else ``shift``, or each row's
+        largest."""
+        queries, scores = self._products(block)
+        hidden = self._hidden(block)
+        if _mild(scores):
+            numpy.exp(scores, out=scores)
+            for keys, where in hidden:
+                scores[..., keys] *= (~where).astype(scores.dtype)
+            return queries, scores, None
+        for keys, where in hidden:
+            numpy.copyto(scores[..., keys], -numpy.inf, where=where)
+        if shift is None:
+            shift = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
+            shift[~numpy.isfinite(shift)] = 0
+        scores -= shift
+        return queries, numpy.exp(scores, out=scores), shift
+
+    def _products(self, block: Block) -> tuple[Any, Any]:
+        """The queries and their scores with all keys of a block."""
+        queries = self.stacked(self.q, block, "queries", self.scale if self.exact else None)
+        known = self.k[block.rows, block.keys, block.heads].transpose(0, 2, 3, 1)
+        rows = block.queries.stop - block.queries.start
+        shape = (*queries.shape[:2], self.groups, rows, known.shape[3])
+        scores = self.buffer("scores", *shape)
+        if rows == 1:
+            # Few query heads of a key head are a worse shape for the BLAS than each alone.
+            numpy.matmul(queries[:, :, :, None], known[:, :, None], out=scores)
+        else:
+            numpy.matmul(queries, known, out=scores.reshape(*shape[:2], -1, shape[4]))
+        if not self.exact:
+            scores *= self.scale
+        return queries, scores
+
+    def _hidden(self, block: Block) -> list[tuple[slice, Any]]:
+        """Later keys and those a window away, looked for only where there can be any: slices of the block's keys,
+        and where in them (T, S)."""
+        low, high, position = block.keys.start, block.keys.stop, block.position
+        rows, found = block.queries.stop - block.queries.start, []
+        causal = self.causal and position + 1 < high
+        if not causal and self.window is None:
+            return found
+        query = numpy.arange(position, position + rows)[:, None]
+        if causal:
+            first = max(low, position + 1)
+            found.append((slice(first - low, None), numpy.arange(first, high) > query))
+        if self.window is not None:
+            stop = max(low, min(high, position + rows - self.window))
+            far = query - numpy.arange(low, stop) >= self.window
+            found.append((slice(0, stop - low), far))
+        return found
+
+
+def _mild(scores: Any) -> bool:
+    """Whether all are close to 0; not if one is no number."""
+    low, high = numpy.minimum.reduce(scores, axis=None), numpy.maximum.reduce(scores, axis=None)
+    return bool(-MILD <= low and high <= MILD)
+
+
+def _for_blas(view: Any) -> bool:
+    """Whether the BLAS takes the last two axes as they lie in memory."""
+    return bool(
+        view.strides[-1] == view.itemsize and view.strides[-2] >= view.shape[-1] * view.itemsize
+    )
+
+
+def _per_row(numbers: Any, batch: int) -> list[int]:
+    """Lengths or starts on the host, of all rows; one number is that of all."""
+    found = numbers.reshape(-1).tolist()
+    return found * batch if len(found) == 1 else found
+
+
