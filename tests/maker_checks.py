@@ -29,6 +29,7 @@ from running_ops import (
 from tinytorch_gpu import backend, devices, no_grad
 from tinytorch_gpu.core.op import OPS, Maker, reference_only
 from tinytorch_gpu.devices import Device
+from tinytorch_gpu.ops.activation import Slope
 
 # (floating arguments, weights): a weight may be stored narrower than what it is multiplied with.
 STORAGES = [
@@ -104,7 +105,8 @@ def _check_backward(
     case: Case, made: Any, rounded: Any, truth: Any, u: float, maker: Maker, place: Device
 ) -> None:
     """The residuals, and the gradients that come from them, on each side."""
-    saved, kept, true_kept = (flat(x[1]) for x in (made, rounded, truth))
+    alike = _with_slopes(case, made[1], rounded[1], truth[1])
+    saved, kept, true_kept = (flat(x) for x in (made[1], *alike))
     assert len(saved) == len(kept)
     for a, b, t in zip(saved, kept, true_kept, strict=True):
         if not backend.is_array(b):
@@ -119,6 +121,17 @@ def _check_backward(
     for i in case.differentiable:
         assert own[i].dtype == reference[i].dtype
         _close(host(own[i]), reference[i], exact[i], u, case.roundings)
+
+
+def _with_slopes(case: Case, saved: Any, *others: Any) -> Any:
+    """What others have saved, with the slope of an activation where ``saved`` has that."""
+    for i, x in enumerate(saved):
+        if isinstance(x, Slope):
+            slope = OPS[case.options["activation"]].differentiate
+            others = tuple(
+                (*y[:i], *slope((y[i],), np.ones_like(y[i])), *y[i + 1 :]) for y in others
+            )
+    return others
 
 
 def check_unrecorded(case: Case, floats: str, weights: str, maker: Maker, place: Device) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tinytorch_gpu import Parameter, Tensor, Transformer, TransformerConfig, ops
 from tinytorch_gpu.core import graph
-from tinytorch_gpu.host import linear, threads
+from tinytorch_gpu.host import linear_backward, threads
 from tinytorch_gpu.training import CrossEntropyLoss
 
 CONFIG = TransformerConfig(65, 64, 4, 2, 256, 64, tie_embeddings=True, position="learned")
@@ -18,7 +18,7 @@ IDS = np.random.default_rng(0).integers(0, 65, (2, 8, 64))
 @pytest.fixture(autouse=True)
 def by_numpy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Linear maps by host/, where native code would make them otherwise; the threads as before afterwards."""
-    ahead = [m for m in ops.linear.makers["cpu"] if m.backward is linear.backward]
+    ahead = [m for m in ops.linear.makers["cpu"] if m.backward is linear_backward.backward]
     monkeypatch.setitem(ops.linear.makers, "cpu", ahead)
     before = threads.threads()
     yield
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_a_backward_that_waits(
     recompute: bool, times: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(linear, "put_off", lambda *_: False)
+        patched.setattr(linear_backward, "put_off", lambda *_: False)
         waited = gradients(count, recompute, times)
     for _ in range(3):
         late = gradients(count, recompute, times)
@@ -89,7 +89,7 @@ def test_an_error_in_what_was_put_off_is_raised_by_the_backward(
     def broken(*_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(linear._Sums, "_fill", broken)
+    monkeypatch.setattr(linear_backward._Sums, "_fill", broken)
     for _ in range(2):
         with pytest.raises(MemoryError, match="no room"):
             gradients(2)

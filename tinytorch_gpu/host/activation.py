@@ -36,48 +36,54 @@ def _relu(x: Any, out: Any) -> None:
     numpy.maximum(x, 0, out=out)
 
 
-# Slopes: each writes the derivative at x to ``out``, and has two buffers for itself.
+# With slopes: each writes the derivative at x too, to ``slope``, which may be x, and has three buffers for itself.
+BUFFERS = 3
 
 
-def _relu_slope(x: Any, out: Any, work: Any, more: Any) -> None:
-    numpy.greater(x, 0, out=out)
+def _relu_both(x: Any, out: Any, slope: Any, *buffers: Any) -> None:
+    numpy.maximum(x, 0, out=out)
+    numpy.greater(x, 0, out=slope)
 
 
-def _silu_slope(x: Any, out: Any, work: Any, more: Any) -> None:
-    """gate (1 + x (1 - gate))."""
-    numpy.negative(x, out=work)
-    numpy.exp(work, out=work)
+def _silu_both(x: Any, out: Any, slope: Any, gate: Any, rest: Any, work: Any) -> None:
+    """x gate, and gate (1 + x rest), where rest is 1 - gate."""
+    numpy.negative(x, out=rest)
+    _gated(x, out, gate, rest)
+    numpy.multiply(x, rest, out=work)
     work += 1
-    numpy.reciprocal(work, out=work)
-    numpy.subtract(1, work, out=out)
-    out *= x
-    out += 1
-    out *= work
+    numpy.multiply(work, gate, out=slope)
 
 
-def _gelu_tanh_slope(x: Any, out: Any, work: Any, more: Any) -> None:
-    """gate + x gate (1 - gate) 2u', where gate is 1 / (1 + e ** -2u)."""
-    numpy.multiply(x, x, out=more)
-    numpy.multiply(more, -2 * _SCALE * _CUBIC, out=work)
-    work -= 2 * _SCALE
+def _gelu_tanh_both(x: Any, out: Any, slope: Any, gate: Any, rest: Any, work: Any) -> None:
+    """x gate, and gate (1 + x rest 2u'), where gate is 1 / (1 + e ** -2u) and rest 1 - gate."""
+    numpy.multiply(x, x, out=work)
+    numpy.multiply(work, -2 * _SCALE * _CUBIC, out=rest)
+    rest -= 2 * _SCALE
+    rest *= x
+    _gated(x, out, gate, rest)
+    work *= 6 * _SCALE * _CUBIC
+    work += 2 * _SCALE
     work *= x
-    numpy.exp(work, out=work)
+    work *= rest
     work += 1
-    numpy.reciprocal(work, out=work)
-    more *= 6 * _SCALE * _CUBIC
-    more += 2 * _SCALE
-    more *= x
-    numpy.subtract(1, work, out=out)
-    out *= more
-    out += 1
-    out *= work
+    numpy.multiply(work, gate, out=slope)
+
+
+def _gated(x: Any, out: Any, gate: Any, rest: Any) -> None:
+    """gate = 1 / (1 + e ** rest), out = x gate, rest = 1 - gate: a product, for where a difference is all rounding."""
+    numpy.exp(rest, out=rest)
+    numpy.add(rest, 1, out=gate)
+    numpy.divide(x, gate, out=out)
+    numpy.reciprocal(gate, out=gate)
+    numpy.minimum(rest, numpy.finfo(rest.dtype).max, out=rest)  # infinity times 0 is no number
+    rest *= gate
 
 
 class _Simple:
     """An activation of rows (N, C) and its gradient, in blocks that stay in cache."""
 
-    def __init__(self, function: Callable[[Any, Any], None], slope: Callable[..., None]):
-        self.function, self.slope = function, slope
+    def __init__(self, function: Callable[[Any, Any], None], both: Callable[..., None]):
+        self.function, self.both = function, both
 
     def width(self, inner: int) -> int:
         """Values of a row of the result."""
@@ -89,12 +95,21 @@ class _Simple:
             for part in row_blocks(*rows.shape):
                 self.function(rows[part], out[part])
 
-    def gradient_into(self, rows: Any, dy: Any, dx: Any) -> None:
-        """Write the gradient of ``rows`` to ``dx``, for ``dy``, that of the result."""
-        held = scratch(len(rows), rows.shape[1], rows.dtype, 2)
+    def with_slope_into(self, rows: Any, out: Any, slope: Any) -> None:
+        """The same, and the derivative there to ``slope``, which may be ``rows``."""
+        held = scratch(len(rows), rows.shape[1], rows.dtype, BUFFERS)
         with numpy.errstate(over="ignore"):
             for part in row_blocks(*rows.shape):
-                self.slope(rows[part], dx[part], *(b[: part.stop - part.start] for b in held))
+                buffers = (b[: part.stop - part.start] for b in held)
+                self.both(rows[part], out[part], slope[part], *buffers)
+
+    def gradient_into(self, rows: Any, dy: Any, dx: Any) -> None:
+        """Write the gradient of ``rows`` to ``dx``, for ``dy``, that of the result."""
+        held = scratch(len(rows), rows.shape[1], rows.dtype, 1 + BUFFERS)
+        with numpy.errstate(over="ignore"):
+            for part in row_blocks(*rows.shape):
+                out, *buffers = (b[: part.stop - part.start] for b in held)
+                self.both(rows[part], out, dx[part], *buffers)
                 dx[part] *= dy[part]
 
     def forward(self, x: Any) -> Any:
@@ -131,18 +146,17 @@ class _Gated(_Simple):
 
     def gradient_into(self, rows: Any, dy: Any, dx: Any) -> None:
         width = dy.shape[1]
-        held = scratch(len(rows), width, rows.dtype, 3)
+        held = scratch(len(rows), width, rows.dtype, 2 + BUFFERS)
         for part in row_blocks(len(rows), width):
-            first, *others = (b[: part.stop - part.start] for b in held)
+            out, slope, *buffers = (b[: part.stop - part.start] for b in held)
             gate, up, dgate, dup = (
                 y[part, half] for y in (rows, dx) for half in (slice(width), slice(width, None))
             )
             with numpy.errstate(over="ignore"):
-                self.slope(gate, first, *others)
-                first *= up
-                numpy.multiply(first, dy[part], out=dgate)
-                self.function(gate, first)
-            numpy.multiply(first, dy[part], out=dup)
+                self.both(gate, out, slope, *buffers)
+            slope *= up
+            numpy.multiply(slope, dy[part], out=dgate)
+            numpy.multiply(out, dy[part], out=dup)
 
 
 def _plan(function: Callable[[Any, Any], None], gated: bool) -> Callable[[Any, Any], Any]:
@@ -173,12 +187,14 @@ PLANNED = {
 
 
 ACTIVATIONS = {
-    "relu": _Simple(_relu, _relu_slope),
-    "silu": _Simple(_silu, _silu_slope),
-    "gelu_tanh": _Simple(_gelu_tanh, _gelu_tanh_slope),
-    "swiglu": _Gated(_silu, _silu_slope),
-    "geglu": _Gated(_gelu_tanh, _gelu_tanh_slope),
+    "relu": _Simple(_relu, _relu_both),
+    "silu": _Simple(_silu, _silu_both),
+    "gelu_tanh": _Simple(_gelu_tanh, _gelu_tanh_both),
+    "swiglu": _Gated(_silu, _silu_both),
+    "geglu": _Gated(_gelu_tanh, _gelu_tanh_both),
 }
+# Whose derivative takes the place of what they were applied to, for a backward.
+SLOPED = tuple(name for name, own in ACTIVATIONS.items() if not isinstance(own, _Gated))
 
 
 def _alone(name: str) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from .rotary import turn
 from .scores import QUERIES, Block, Scores
 from .threads import share, split
 
+
 def _accepts(
     q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
     starts: Any = None, state: Any = None, *, dropout: float = 0.0, **options: Any,

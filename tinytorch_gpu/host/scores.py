@@ -149,7 +149,8 @@ class Scores:
         """Later keys and those a window away, looked for only where there can be any: slices of the block's keys,
         and where in them (T, S)."""
         low, high, position = block.keys.start, block.keys.stop, block.position
-        rows, found = block.queries.stop - block.queries.start, []
+        rows = block.queries.stop - block.queries.start
+        found: list[tuple[slice, Any]] = []
         causal = self.causal and position + 1 < high
         if not causal and self.window is None:
             return found
@@ -167,7 +168,7 @@ class Scores:
 def _mild(scores: Any) -> bool:
     """Whether all are close to 0; not if one is no number."""
     low, high = numpy.minimum.reduce(scores, axis=None), numpy.maximum.reduce(scores, axis=None)
-    return bool(-MILD <= low and high <= MILD)
+    return bool(low >= -MILD and high <= MILD)
 
 
 def _for_blas(view: Any) -> bool:
@@ -181,5 +182,3 @@ def _per_row(numbers: Any, batch: int) -> list[int]:
     """Lengths or starts on the host, of all rows; one number is that of all."""
     found = numbers.reshape(-1).tolist()
     return found * batch if len(found) == 1 else found
-
-

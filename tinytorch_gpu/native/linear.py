@@ -7,7 +7,7 @@ import numpy
 from ..backend import dtype_name
 from ..core.op import needed
 from ..core.tensor import grad_enabled
-from ..host.linear import backward as host_backward
+from ..host.linear_backward import backward as host_backward
 from ..ops import linear
 from ..quantized import QuantizedMatrix
 from .activation import ACTIVATIONS, GATED, activation_gradient

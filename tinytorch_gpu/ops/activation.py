@@ -5,13 +5,19 @@ GELU: Hendrycks and Gimpel 2016. SiLU: Elfwing et al. 2017. Gated forms (SwiGLU,
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import namespace, narrow, widen
 from ..core.op import op
 from ..special import erf
 
 _TANH_SCALE, _TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+class Slope(NamedTuple):
+    """In the place of what an activation was applied to: its derivative there, all that a backward needs of it."""
+
+    values: Any
 
 
 def _relu(x: Any) -> Any:

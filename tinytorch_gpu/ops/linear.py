@@ -5,6 +5,7 @@ from typing import Any
 from ..backend import namespace, narrow, widen
 from ..core.op import OPS, needed, op
 from ..quantized import QuantizedMatrix
+from .activation import Slope
 from .elementwise import unbroadcast
 
 
@@ -19,7 +20,7 @@ def linear(
     the shape of the result. The weight may lie in memory either way round and may be stored in 16
     bits under a wider ``x``, or be a QuantizedMatrix, which gets no gradient; the product is
     accumulated in float32 or wider, and the result has the dtype of ``x``. A weight that needs no
-    gradient keeps no ``x`` for it.
+    gradient keeps no ``x`` for it. A maker may save the ``Slope`` of the activation for what it was applied to.
     """
     inner = namespace(x).matmul(widen(x), widen(weight).T)
     if bias is not None:
@@ -39,7 +40,10 @@ def _(residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = 
     xp = namespace(dout)
     dy = widen(dout)
     if activation is not None:
-        (dy,) = OPS[activation].differentiate((widen(saved),), dy)
+        if isinstance(saved, Slope):
+            dy = dy * widen(saved.values)
+        else:
+            (dy,) = OPS[activation].differentiate((widen(saved),), dy)
     dx = xp.matmul(dy, widen(weight))
     rows, dweight = xp.reshape(dy, (-1, dy.shape[-1])), None
     if x is not None and not isinstance(weight, QuantizedMatrix):

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 from .. import native
 from ..config import GATED
+from ..host.activation import BUFFERS, SLOPED
 from ..host.attention import batch_parts
-from ..host.scores import QUERIES, SCORES
 from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
+from ..host.scores import QUERIES, SCORES
 from ..host.threads import row_parts, threads
 from .calls import Array, Call
 from .costs import has_bias
@@ -26,10 +27,13 @@ SCORES_KEPT, SCORES_BACK = 10, 9
 BIAS_KEPT, BIAS_BACK = 3, 4
 
 
-def forward_workspace(call: Call, where: str = "cpu") -> int:
+def forward_workspace(call: Call, where: str = "cpu", recorded: bool = True) -> int:
     """Bytes beside the results while a call runs."""
-    need = None if _is_native(call) else _FORWARD.get(call.op)
-    return need(call) if need is not None and where == "cpu" else 0
+    if where != "cpu" or _is_native(call):
+        return 0
+    need = _FORWARD.get(call.op)
+    sloped = recorded and call.op == "linear" and call.options["activation"] in SLOPED
+    return (0 if need is None else need(call)) + (_buffers(call, BUFFERS) if sloped else 0)
 
 
 def backward_workspace(call: Call, where: str = "cpu") -> int:
@@ -100,12 +104,16 @@ def _linear_back(call: Call) -> int:
     own = inner * (GELU_BACK if activation == "gelu" else 1)
     if weight.width < 4:
         return own + 8 * weight.size
-    x = _first(call)
-    parts, block = row_parts(x.size // x.shape[-1]), 0
-    if activation and activation != "gelu":
-        rows = parts[0].stop * weight.shape[0]
-        block = round(2 * min(rows, BLOCK) * x.width) * min(threads(), len(parts))
-    return own + block
+    return own + (_buffers(call, 2 + BUFFERS, 2) if activation in GATED else 0)
+
+
+def _buffers(call: Call, count: int, share: int = 1) -> int:
+    """``count`` buffers of a block of rows, each a ``share`` of what an activation is applied to, in each thread."""
+    x, weight = _first(call), call.arrays[1]
+    assert weight is not None
+    parts, width = row_parts(x.size // x.shape[-1]), weight.shape[0] // share
+    rows = min(parts[0].stop, max(1, BLOCK // width))
+    return round(count * rows * width * x.width) * min(threads(), len(parts))
 
 
 def _block(call: Call, keys: int) -> tuple[int, int, int]:
