@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinytorch_gpu import Tensor, Transformer, backend, nvtx, ops
+from tinytorch_gpu import Tensor, Transformer, backend, native, nvtx, ops
 from tinytorch_gpu.devices import DeviceError, device
 
 
@@ -280,7 +280,11 @@ def test_captured_steps_with_a_tool_only_when_asked_for(
     monkeypatch.setattr(nvtx, "graphs", True)
     assert model.generate(prompt, 6, temperature=0).tolist() == eager
     decodes = [below for name, below in domain.root if name == "decode"]
-    assert len(decodes) == 5 and decodes[0] and not any(decodes[1:])
+    # Without native code the choice of a token is no part of what is captured.
+    inside = [[name for name, _ in below if name != "sample"] for below in decodes]
+    assert len(inside) == 5 and inside[0] and not any(inside[1:])
+    if native.library() is not None:
+        assert not any(decodes[1:])
 
 
 def test_ranges_close_when_something_fails(domain: Domain, model: Transformer) -> None:
