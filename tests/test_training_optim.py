@@ -8,6 +8,7 @@ import pytest
 
 from tinytorch_gpu import Parameter, Tensor, Transformer, device
 from tinytorch_gpu.backend import dtype as dtype_called
+from tinytorch_gpu.host import optimizer as host_optimizer
 from tinytorch_gpu.training import SGD, AdamW, LossScaler, clip_grad_norm, decay_groups
 from tinytorch_gpu.training.schedules import ConstantSchedule, CosineSchedule
 
@@ -349,3 +350,31 @@ def test_the_loss_scale_has_an_end() -> None:
     scaler = LossScaler(1.0)
     with pytest.raises(FloatingPointError, match="1"):
         scaler.update(False)
+
+
+def test_tensors_of_few_values_change_together_as_each_would_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_optimizer, "CHUNK", 64)
+    monkeypatch.setattr(host_optimizer, "FEW", 32)
+    rng = np.random.default_rng(3)
+    shapes = [(3,), (5, 4), (40,), (4, 6), (9, 9), (1,), (2, 7)]
+
+    def drawn() -> list[tuple[Any, ...]]:
+        made = []
+        for i, shape in enumerate(shapes):
+            w, g, m, v = (rng.normal(size=shape).astype(np.float32) for _ in range(4))
+            five = (w, g, m, v * v)
+            made.append((*(np.asfortranarray(x) if i % 2 else x for x in five), None))
+        return made
+
+    alone = drawn()
+    together = [tuple(x if x is None else x.copy(order="K") for x in five) for five in alone]
+    assert max(map(len, host_optimizer._pieces(together))) > 1
+    numbers = np.array(1e-2, np.float32), np.array(3), np.array(0.5, np.float32)
+    for five in alone:
+        host_optimizer.adamw_many([five], *numbers, weight_decay=0.1)
+    host_optimizer.adamw_many(together, *numbers, weight_decay=0.1)
+    for one, other in zip(alone, together, strict=True):
+        for a, b in zip(one[:4], other[:4], strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -46,10 +46,12 @@ def scratch(rows: int, width: int, dtype: Any, count: int, block: int = BLOCK) -
 def flat_views(*arrays: Any) -> list[Any] | None:
     """The arrays (None counts) as 1-D views in the same order, or None if they lie in memory in
     different ways."""
-    present = [x for x in arrays if x is not None]
-    if all(x.flags.c_contiguous for x in present):
-        return [x if x is None else x.reshape(-1) for x in arrays]
-    if all(x.flags.f_contiguous for x in present):
+    for x in arrays:
+        if x is not None and not x.flags.c_contiguous:
+            break
+    else:
+        return [x if x is None or x.ndim == 1 else x.reshape(-1) for x in arrays]
+    if all(x is None or x.flags.f_contiguous for x in arrays):
         return [x if x is None else x.T.reshape(-1) for x in arrays]
     return None
 

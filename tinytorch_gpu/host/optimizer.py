@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -10,8 +10,13 @@ from ..ops import adamw, gradient_norm, sgd
 from .buffers import flat_views, plain
 from .threads import share, split
 
-# Values of a chunk, which has four arrays and two buffers.
-CHUNK = 1 << 15
+# Values of a chunk, which has four arrays and two buffers: they stay in cache, and a call on them is long enough
+# for another thread to take its turn.
+CHUNK = 1 << 16
+# Tensors of fewer values are stepped together, as one: a call takes as long for ten values as for a thousand.
+FEW = 1 << 12
+# Values whose squares are summed at once.
+SUMMED = 1 << 15
 
 
 def _state_fits(param: Any, master: Any, *state: Any) -> bool:
@@ -27,12 +32,15 @@ def beside(param: Any, grad: Any) -> Any:
     )  # fmt: skip
 
 
-def _chunks(arrays: tuple[Any, ...]) -> Iterator[list[Any]]:
+def _chunks(arrays: tuple[Any, ...], size: int = CHUNK) -> Iterator[list[Any]]:
     """The same parts of arrays that lie in memory the same way (None stays None), as 1-D views."""
     views = flat_views(*arrays)
     assert views is not None, "accepts() has seen to it"
-    for start in range(0, views[0].size, CHUNK):
-        yield [x if x is None else x[start : start + CHUNK] for x in views]
+    if views[0].size <= size:
+        yield views
+        return
+    for start in range(0, views[0].size, size):
+        yield [x if x is None else x[start : start + size] for x in views]
 
 
 def _adamw_accepts(
@@ -65,40 +73,85 @@ def adamw_many(
         return
     rate, scale = rate.item(), scale.item()
     first_share, second_share = reached(beta1, int(step)), reached(beta2, int(step))
-    # Factors of whole arrays are gathered: what is left is few passes over them.
-    to_first, to_second = scale * (1 - beta1), scale * math.sqrt(1 - beta2)
-    grown, shrunk, decay = second_share**-0.5, rate / first_share, rate * weight_decay
-    chunks = [
-        chunk
-        for param, grad, *state in tensors
-        for chunk in _chunks((param, beside(param, grad), *state))
-    ]
+    grown = math.sqrt(second_share)
+    factors = _Factors(
+        beta1, scale * (1 - beta1), beta2, scale * math.sqrt(1 - beta2),
+        eps * grown, rate * grown / first_share, rate * weight_decay,
+    )  # fmt: skip
+    pieces = _pieces(tensors)
 
     def one(part: slice) -> None:
-        real = chunks[0][2].dtype.type
-        size = max(len(chunk[0]) for chunk in chunks[part])
-        held = [numpy.empty(size, real) for _ in range(2)]
-        for w, g, m, v, wide in chunks[part]:
-            change, work = (x[: len(w)] for x in held)
-            m *= beta1
-            m += numpy.multiply(g, real(to_first), out=work, dtype=real)
-            v *= beta2
-            numpy.multiply(g, real(to_second), out=work, dtype=real)
-            work *= work
-            v += work
-            numpy.sqrt(v, out=work)
-            work *= grown
-            work += eps
-            numpy.divide(m, work, out=change)
-            change *= shrunk
-            weights = w if wide is None else wide
-            if decay:
-                change += numpy.multiply(weights, decay, out=work)
-            weights -= change
-            if wide is not None:
-                w[...] = wide
+        real = pieces[0][0][2].dtype.type
+        held = numpy.empty((2, max(sum(len(w) for w, *_ in piece) for piece in pieces[part])), real)
+        for piece in pieces[part]:
+            if len(piece) == 1:
+                _change(*piece[0], factors, held)
+            else:
+                _change_together(piece, factors, held)
 
-    share(one, split(len(chunks), len(chunks) // 2))
+    share(one, split(len(pieces), len(pieces) // 2))
+
+
+class _Factors(NamedTuple):
+    """The numbers of a step: factors of whole arrays are gathered, so that what is left is few passes over them."""
+
+    beta1: float
+    to_first: float
+    beta2: float
+    to_second: float
+    eps: float
+    rate: float
+    decay: float
+
+
+def _pieces(tensors: list[tuple[Any, ...]]) -> list[list[list[Any]]]:
+    """Chunks of tensors, each a piece of its own, and tensors of few values, together in a piece."""
+    pieces: list[list[list[Any]]] = []
+    few, count = [], 0
+    for param, grad, *state in tensors:
+        chunks = _chunks((param, beside(param, grad), *state))
+        if param.size >= FEW or state[-1] is not None:
+            pieces.extend([chunk] for chunk in chunks)
+            continue
+        if few and count + param.size > CHUNK:
+            pieces.append(few)
+            few, count = [], 0
+        few, count = [*few, *chunks], count + param.size
+    return [*pieces, few] if few else pieces
+
+
+def _change(w: Any, g: Any, m: Any, v: Any, wide: Any, factors: _Factors, held: Any) -> None:
+    """A step of 1-D arrays, in place."""
+    change, work = held[:, : len(w)]
+    real = m.dtype.type
+    m *= factors.beta1
+    m += numpy.multiply(g, real(factors.to_first), out=work, dtype=real)
+    v *= factors.beta2
+    numpy.multiply(g, real(factors.to_second), out=work, dtype=real)
+    work *= work
+    v += work
+    numpy.sqrt(v, out=work)
+    work += factors.eps
+    numpy.divide(m, work, out=change)
+    change *= factors.rate
+    weights = w if wide is None else wide
+    if factors.decay:
+        change += numpy.multiply(weights, factors.decay, out=work)
+    weights -= change
+    if wide is not None:
+        w[...] = wide
+
+
+def _change_together(piece: list[list[Any]], factors: _Factors, held: Any) -> None:
+    """The same of tensors that are put together in one, and taken apart again."""
+    gathered = [numpy.concatenate(arrays) for arrays in list(zip(*piece, strict=True))[:4]]
+    _change(*gathered, None, factors, held)
+    start = 0
+    for w, _, m, v, _ in piece:
+        stop = start + len(w)
+        for array, changed in zip((w, m, v), (gathered[0], *gathered[2:]), strict=True):
+            array[...] = changed[start:stop]
+        start = stop
 
 
 def reached(beta: float, step: int) -> float:
@@ -148,7 +201,7 @@ def _sgd(
 def _gradient_norm(*grads: Any) -> Any:
     """The root of the sum of squares, products of chunks with themselves; few numbers are added at a
     time, for the rounding errors."""
-    chunks = [chunk for grad in grads for (chunk,) in _chunks((_dense(grad),))]
+    chunks = [chunk for grad in grads for (chunk,) in _chunks((_dense(grad),), SUMMED)]
     sums = numpy.empty(len(chunks), grads[0].dtype)
 
     def one(part: slice) -> None:

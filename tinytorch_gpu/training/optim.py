@@ -116,7 +116,7 @@ def _alike(given: list[tuple[str, Parameter]]) -> list[list[tuple[str, Parameter
     kinds: dict[Any, list[tuple[str, Parameter]]] = {}
     for name, parameter in given:
         assert parameter.grad is not None
-        key = dtype_name(parameter.dtype), dtype_name(parameter.grad.dtype)
+        key = parameter.dtype, parameter.grad.dtype
         kinds.setdefault(key, []).append((name, parameter))
     return list(kinds.values())
 
