@@ -19,7 +19,7 @@ def _parts(rows: Any) -> list[slice]:
 
 def _row_norms(rows: Any) -> Any:
     """The sum of squares of each row (N, 1)."""
-    return numpy.einsum("nc,nc->n", rows, rows)[:, None]
+    return numpy.vecdot(rows, rows)[:, None]
 
 
 def _average(rows: Any) -> Any:
@@ -30,11 +30,11 @@ def _average(rows: Any) -> Any:
 
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     rows = rows_of(x)
-    out = numpy.empty(rows.shape, x.dtype)
+    out, ones = numpy.empty(rows.shape, x.dtype), numpy.ones((rows.shape[1], 1), x.dtype)
     mean, rstd = (numpy.empty((len(rows), 1), x.dtype) for _ in range(2))
 
     def one(part: slice) -> None:
-        rows[part].mean(axis=1, keepdims=True, out=mean[part])
+        numpy.divide(rows[part] @ ones, rows.shape[1], out=mean[part])
         centred = numpy.subtract(rows[part], mean[part], out=out[part])
         rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / rows.shape[1] + eps)
         centred *= rstd[part]
