@@ -30,11 +30,12 @@ def _average(rows: Any) -> Any:
 
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     rows = rows_of(x)
-    out, ones = numpy.empty(rows.shape, x.dtype), numpy.ones((rows.shape[1], 1), x.dtype)
+    # Sums by dot products of rows: a product would wake threads of the BLAS, which go on turning for a while.
+    out, ones = numpy.empty(rows.shape, x.dtype), numpy.ones(rows.shape[1], x.dtype)
     mean, rstd = (numpy.empty((len(rows), 1), x.dtype) for _ in range(2))
 
     def one(part: slice) -> None:
-        numpy.divide(rows[part] @ ones, rows.shape[1], out=mean[part])
+        numpy.divide(numpy.vecdot(rows[part], ones)[:, None], rows.shape[1], out=mean[part])
         centred = numpy.subtract(rows[part], mean[part], out=out[part])
         rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / rows.shape[1] + eps)
         centred *= rstd[part]
