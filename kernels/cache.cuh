@@ -1,20 +1,35 @@
 // A cache of keys and values, the new tokens that go into it, and which places a query may look at.
 #pragma once
+#include "eight_bit.cuh"
 #include "rotary.cuh"
 
+constexpr bool EIGHT = IN_EIGHT_BIT<CACHE>;
+
+// In elements: from a row's piece or a page, a place, a head to the next.
+struct Steps { long long piece, place, head; };
+
 // Keys and values (B, capacity, K, D) of CACHE. A row of the batch lies in one piece, or, with a `table`, in
-// pages (P, page, K, D) whose numbers the table (B, pages) holds in the order of the places.
+// pages (P, page, K, D) whose numbers the table (B, pages) holds in the order of the places. In 8 bit their scales
+// (B, capacity, K, groups) lie likewise.
 struct Cache {
     CACHE *keys, *values;
+    half *key_scales, *value_scales;
     const int* table;
-    long long piece, place, head;  // steps in elements: of a row's piece or a page, a place, a head
+    Steps steps, scale_steps;
     int page, pages, capacity;
 
-    // How far from the first element a place of a row lies; `place_` is below the capacity.
-    __device__ long long at(int batch, int place_, int head_) const {
-        if (!table) return batch * piece + place_ * place + head_ * head;
-        const int number = place_ / page;
-        return table[(long long)batch * pages + number] * piece + (place_ - number * page) * place + head_ * head;
+    // How far from the first element a place of a row lies; `place` is below the capacity.
+    __device__ long long at(const Steps& by, int batch, int place, int head) const {
+        if (!table) return batch * by.piece + place * by.place + head * by.head;
+        const int number = place / page;
+        return table[(long long)batch * pages + number] * by.piece + (place - number * page) * by.place + head * by.head;
+    }
+    __device__ long long at(int batch, int place, int head) const { return at(steps, batch, place, head); }
+    __device__ CACHE* row(bool value, int batch, int place, int head) const {
+        return (value ? values : keys) + at(batch, place, head);
+    }
+    __device__ half* scales(bool value, int batch, int place, int head) const {
+        return (value ? value_scales : key_scales) + at(scale_steps, batch, place, head);
     }
 };
 

@@ -1,14 +1,12 @@
 // What a warp of cached attention does with its keys: read, multiply, weigh, mix; see cached_attention.cu.
 #pragma once
 #include "cache.cuh"
-#include "chunk.cuh"
-#include "reduce.cuh"
 
 #define WARPS 4
 #define TILE 32
 #define AHEAD 4     // keys that a lane has in work, and as many under way
 #define HELD 8      // elements of a key that a lane holds
-#define WIDE (16 / (int)sizeof(CACHE))
+#define WIDE (sizeof(CACHE) == 4 ? 4 : HELD)  // elements of an access: 16 bytes, in 8 bit 8
 #define LOG2E 1.4426950408889634f
 
 // A head over lanes: element i of lane l's quad q lies in column_of(q, l) + i. In shared memory the columns
@@ -33,11 +31,12 @@ struct Spread {
 // What a lane holds of one key or value.
 struct Piece { Chunk<WIDE, CACHE> parts[HELD / WIDE]; };
 
-// The keys and values of a block's split, wherever they lie. `wide`: in accesses of 16 bytes.
+// The keys and values of a block's split, wherever they lie. `wide`: WIDE at a time.
 struct Reader {
     const Cache& cache;
     const Spread& spread;
-    const CACHE* fresh;  // in shared memory: the new tokens' keys, then their values
+    const CACHE* fresh;        // in shared memory: the new tokens' keys, then their values
+    const half* fresh_scales;  // and those of 8 bit's groups
     int batch, head, tokens, width, first_fresh, end;
     bool wide;
 
@@ -56,7 +55,7 @@ struct Reader {
         for (int u = 0; u < AHEAD; u++)
 #pragma unroll
             for (int p = 0; p < HELD / WIDE; p++)
-                if (column(p) < width) to[u].parts[p].read(from + u * cache.place + column(p));
+                if (column(p) < width) to[u].parts[p].read(from + u * cache.steps.place + column(p));
     }
 
     // AHEAD keys or values from `place` on; zeros past the end.
@@ -85,16 +84,68 @@ struct Reader {
 #pragma unroll
             for (int u = 0; u < AHEAD; u++) from[u] = place + u < end ? all + cache.at(batch, place + u, head) : all;
         } else {
-            all += batch * cache.piece + place * cache.place + head * cache.head;
+            all += batch * cache.steps.piece + place * cache.steps.place + head * cache.steps.head;
 #pragma unroll
-            for (int u = 0; u < AHEAD; u++) from[u] = all + u * cache.place;
+            for (int u = 0; u < AHEAD; u++) from[u] = all + u * cache.steps.place;
         }
     }
     __device__ static void read_singly(Chunk<WIDE, CACHE>& to, const CACHE* from, int count) {
-        float x[WIDE];
+        CACHE x[WIDE];
 #pragma unroll
-        for (int i = 0; i < WIDE; i++) x[i] = i < count ? widen(from[i]) : 0.0f;
-        to.set(x);
+        for (int i = 0; i < WIDE; i++) x[i] = i < count ? from[i] : CACHE();
+        memcpy(to.words, x, sizeof(x));
+    }
+    // Where the scales of a place lie; null past the end.
+    __device__ const half* scales(bool value, int place) const {
+        if (place >= end) return nullptr;
+        const unsigned age = (unsigned)(place - first_fresh);
+        if (age < (unsigned)tokens) return fresh_scales + (value ? tokens + age : age) * groups_of(width);
+        return cache.scales(value, batch, place, head);
+    }
+};
+
+// The scales of a tile's keys or values, for 8 bit only: in shared memory [group][key], where a lane finds
+// its group's of neighbouring keys; meanwhile those of the next are under way, a key's to a lane.
+struct Scales {
+    static const int ROW = TILE + 4;  // groups begin in different banks
+    float* tile;
+    int groups;
+    Chunk<8, half> ahead;
+
+    // `memory` of the warps side by side.
+    __device__ Scales(float* memory, int width) : groups(groups_of(width)) { tile = memory + (threadIdx.x >> 5) * groups * ROW; }
+
+    // Those of a tile's keys or values from place `first` on.
+    __device__ void read(const Reader& reader, bool value, int first) {
+        const half* from = reader.scales(value, first + (threadIdx.x & 31));
+        ahead.clear();
+        if (!from) return;
+        if (groups == 8 && aligned(from, 16)) ahead.words[0] = *(const uint4*)from;
+        else if (groups == 4 && aligned(from, 8)) take(*(const uint2*)from);
+        else if (groups == 2 && aligned(from, 4)) take(*(const unsigned*)from);
+        else read_singly(from);
+    }
+    template <class W> __device__ void take(W word) { memcpy(&ahead, &word, sizeof(W)); }
+
+    __device__ void read_singly(const half* from) {
+        half x[8] = {};
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (j < groups) x[j] = from[j];
+        memcpy(&ahead, x, sizeof(x));
+    }
+    // What has been read, for all lanes; none is at the tile before any more.
+    __device__ void put() {
+        float x[8];
+        ahead.get(x);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (j < groups) tile[j * ROW + (threadIdx.x & 31)] = x[j];
+        __syncwarp();
+    }
+    // By what the columns that this lane has of AHEAD keys from `key` on are multiplied.
+    __device__ void get(float (&by)[AHEAD], const Spread& spread, int key) const {
+        load<AHEAD>(by, tile + min(spread.lane * HELD / SHARING, groups - 1) * ROW + key);
     }
 };
 
@@ -136,7 +187,10 @@ __device__ inline float fold(const float (&x)[AHEAD], const Spread& spread, int&
 }
 
 // Scores of AHEAD keys with all queries into scores[query][key].
-__device__ inline void multiply(float* scores, const float* queries, const float (&keys)[AHEAD][HELD], const Spread& spread, int key) {
+__device__ inline void multiply(float* scores, const float* queries, const float (&keys)[AHEAD][HELD], const Spread& spread,
+                                const Scales& scales, int key) {
+    float by[AHEAD];
+    if (EIGHT) scales.get(by, spread, key);
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) {
         float products[AHEAD] = {};
@@ -149,6 +203,9 @@ __device__ inline void multiply(float* scores, const float* queries, const float
 #pragma unroll
                 for (int i = 0; i < 4; i++) products[u] = fmaf(query[i], keys[u][4 * q + i], products[u]);
         }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++)
+            if (EIGHT) products[u] *= by[u];
         int which;
         const float score = fold(products, spread, which);
         if ((spread.lane & (spread.lanes >> 2) - 1) == 0) scores[r * TILE + key + which] = score;
@@ -178,14 +235,19 @@ __device__ inline void weigh(Running& run, float* scores, const int* sights, int
     __syncwarp();
 }
 
-__device__ inline void mix(Running& run, const float* weights, const float (&values)[AHEAD][HELD], int key) {
+__device__ inline void mix(Running& run, const float* weights, const float (&values)[AHEAD][HELD], const Spread& spread,
+                           const Scales& scales, int key) {
+    float by[AHEAD];
+    if (EIGHT) scales.get(by, spread, key);
 #pragma unroll
     for (int r = 0; r < QUERIES; r++) {
         float weight[AHEAD];
         load<AHEAD>(weight, weights + r * TILE + key);
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++)
+        for (int u = 0; u < AHEAD; u++) {
+            if (EIGHT) weight[u] *= by[u];
 #pragma unroll
             for (int i = 0; i < HELD; i++) run.sum[r][i] = fmaf(weight[u], values[u][i], run.sum[r][i]);
+        }
     }
 }

@@ -22,6 +22,7 @@ import numpy as np
 from tinytorch_gpu import backend, devices, emulated
 from tinytorch_gpu.core.op import OPS
 from tinytorch_gpu.quantized import BLOCKED, Blocks, QuantizedMatrix, format_named
+from tinytorch_gpu.quantized.cache import EightBit
 
 RESULTS = Path(__file__).parent / "results" / "traffic.md"
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -219,14 +220,19 @@ def attentions(dtype: str) -> Iterator[Entry]:
     each = SIZES[dtype]
     for batch, heads, kv, width, keys in ((1, 9, 3, 64, 2048), (2, 32, 8, 128, 512)):
         packed = array(batch, 1, heads + 2 * kv, width, dtype=dtype)
-        cache = [array(batch, keys, kv, width, dtype=dtype) for _ in range(2)]
-        least = each * batch * width * (2 * keys * kv + 2 * heads + 2 * kv)
         shape = f"{batch} x {keys} keys, {heads} heads on {kv} of {width}"
+        new = each * batch * width * 2 * (heads + kv)
+        run = lambda c, p=packed, k=keys, h=heads: maker("cached_attention").forward(  # noqa: E731
+            p, *c, k - 1, None, heads=h, stop=k)  # fmt: skip
+        cache = [array(batch, keys, kv, width, dtype=dtype) for _ in range(2)]
         yield Entry(
             "cached attention", shape, dtype, "keys, values, queries in, the new ones and results out",
-            least, 1.10,
-            lambda p=packed, c=cache, k=keys, h=heads: maker("cached_attention").forward(
-                p, *c, k - 1, None, heads=h, stop=k),
+            2 * keys * batch * kv * width * each + new, 1.10, lambda c=cache, r=run: r(c),
+        )  # fmt: skip
+        eight = [EightBit.zeros((batch, keys, kv, width), "emulated") for _ in range(2)]
+        yield Entry(
+            "cached attention, 8 bit", shape, dtype, "the same, and a scale for 32 numbers of the cache",
+            2 * keys * batch * kv * width * 34 // 32 + new, 1.10, lambda c=eight, r=run: r(c),
         )  # fmt: skip
     q, k, v, dout = (array(1, 128, h, 64, dtype=dtype) for h in (2, 1, 1, 2))
     least = each * 128 * 64 * (2 + 2 + 2)

@@ -4,7 +4,9 @@ sets of queries, head sizes, rows apart, places that nobody sees."""
 from typing import Any
 
 import numpy as np
-from case_specs import Case, Floats, array, normal
+from case_specs import Case, Floats, Given, array, normal
+
+from tinytorch_gpu.quantized.cache import EightBit
 
 
 def _tables(rotated: int, places: int) -> tuple[Floats, Floats]:
@@ -17,13 +19,21 @@ def _tables(rotated: int, places: int) -> tuple[Floats, Floats]:
 
 def _case(
     note: str, batch: int, tokens: int, heads: int, kv: int, width: int, capacity: int, stop: int,
-    starts: Any, lengths: Any = None, rotated: int = 0, scale: float = 1.0, **options: Any,
+    starts: Any, lengths: Any = None, rotated: int = 0, scale: float = 1.0, eight: bool = False,
+    spoilt: float | None = None, **options: Any,
 ) -> Case:  # fmt: skip
-    """``heads`` query heads and ``kv`` key heads; the tables are ``capacity`` long."""
-    cache = normal(batch, capacity, kv, width, gradient=False)
+    """``heads`` query heads and ``kv`` key heads; the tables are ``capacity`` long. ``eight``: a cache in 8 bit.
+    ``spoilt`` is the first number of the last value."""
+    cache: Any = normal(batch, capacity, kv, width, gradient=False)
+    if eight:
+        cache = Given(lambda random, draw=cache.draw: _in_eight_bits(draw(random)))
     packed = normal(batch, tokens, heads + 2 * kv, width, gradient=False)
     if scale != 1.0:
         packed = Floats(lambda random, draw=packed.draw: draw(random) * scale, gradient=False)
+    if spoilt is not None:
+        packed = Floats(
+            lambda random, draw=packed.draw: _spoilt(draw(random), spoilt), gradient=False
+        )
     tables: tuple[Any, ...] = ()
     if rotated:
         first = np.reshape(np.asarray(starts), (-1, 1))
@@ -37,8 +47,23 @@ def _case(
     # New keys are rounded once more than old ones; of a prompt tensor cores take the weights in 16 bits.
     return Case(
         "cached_attention", note, specs, {"heads": heads, "stop": stop, **options},
-        roundings=3 if tokens > 8 else 2,
+        roundings=3 if tokens > 8 else 2, unit=EIGHT_BITS if eight else 0.0,
     )  # fmt: skip
+
+
+# A turned key that differs in its last bit may be rounded to the next of 254 steps.
+EIGHT_BITS = 1 / 254
+
+
+def _in_eight_bits(values: Any) -> EightBit:
+    made = EightBit.zeros(values.shape)
+    made[...] = values
+    return made
+
+
+def _spoilt(packed: Any, by: float) -> Any:
+    packed[-1, -1, -1, 0] = by
+    return packed
 
 
 CACHED: list[Case] = [
@@ -92,6 +117,50 @@ CACHED: list[Case] = [
     _case("a prompt of rows apart", 2, 12, 4, 2, 8, 40, 30, [3, 18], [15, 28], rotated=4),
     _case("a prompt in a window", 1, 20, 2, 1, 8, 60, 50, 30, rotated=8, window=5),
     _case("a prompt of odd heads", 2, 10, 2, 1, 7, 30, 30, [0, 20], [10, 30], rotated=6),
+]  # fmt: skip
+
+
+def _eight(note: str, *sizes: Any, **options: Any) -> Case:
+    return _case(f"8 bit, {note}", *sizes, eight=True, **options)
+
+
+# The same places where numbers share scales: heads of several groups, of one, and none that 32 divides.
+EIGHT_BIT: list[Case] = [
+    _eight("three splits", 1, 1, 4, 2, 64, 400, 389, 388, rotated=64),
+    _eight("one key more than a split", 1, 1, 2, 2, 8, 70, 65, 64),
+    _eight("more sums of splits than threads", 1, 1, 8, 1, 128, 300, 290, 289),
+    _eight("splits of rows apart", 2, 1, 6, 2, 64, 300, 300, [40, 290], [41, 291], rotated=64),
+    _eight("a row of no keys", 2, 1, 2, 1, 32, 300, 270, [0, 269], [0, 270]),
+    _eight("the whole capacity offered", 3, 1, 3, 1, 64, 512, 512, [5, 200, 511], [6, 201, 512], rotated=64),
+    _eight("new tokens over two splits", 1, 8, 2, 1, 64, 300, 260, 252, rotated=64),
+    _eight("the last split holds one key", 1, 3, 1, 1, 64, 200, 194, 191),
+    _eight("windowed splits", 1, 2, 4, 2, 64, 500, 450, 448, window=200),
+    _eight("a window of rows apart", 3, 2, 3, 1, 96, 200, 200, [0, 60, 190], [2, 62, 192], window=40),
+    _eight("all keys both ways", 1, 3, 2, 1, 64, 300, 290, 287, causal=False),
+    _eight("padded queries", 2, 4, 2, 1, 64, 100, 90, [10, 70], [11, 73], rotated=64),
+    _eight("eight heads to one", 1, 2, 8, 1, 32, 64, 40, 38, rotated=32),
+    _eight("three heads to one, five tokens", 2, 5, 9, 3, 64, 40, 33, [20, 28], [25, 33], rotated=64),
+    _eight("twenty heads to one", 1, 1, 20, 1, 64, 100, 90, 89, rotated=64),
+    *(
+        _eight(f"heads of {width}", 1, 2, 2, 1, width, 80, 70, 68, rotated=width // 2 * 2)
+        for width in (1, 2, 7, 8, 20, 32, 64, 80, 96, 100, 128, 160, 200, 224, 256)
+    ),
+    _eight("half of a head turned", 2, 2, 4, 2, 64, 40, 33, [20, 31], [22, 33], rotated=32),
+    _eight("large scores", 1, 1, 4, 2, 64, 200, 180, 179, rotated=64, scale=10.0),
+    _eight("new numbers of zero", 1, 1, 4, 2, 64, 200, 180, 179, scale=0.0),
+    _eight("new numbers too small for a scale", 1, 2, 4, 2, 64, 100, 80, 78, scale=1e-7),
+    _eight("NaN", 2, 2, 4, 2, 64, 100, 80, 78, spoilt=np.nan),
+    _eight("infinity", 2, 2, 4, 2, 64, 100, 80, 78, spoilt=-np.inf),
+    _eight("a number too large for a scale", 1, 1, 4, 2, 40, 100, 80, 79, spoilt=1e30),
+    _eight("the first token", 1, 1, 2, 2, 32, 4, 1, 0, rotated=32),
+    _eight("the first eight", 1, 8, 2, 2, 32, 8, 8, 0, rotated=32),
+    _eight("a prompt of nine", 2, 9, 4, 2, 64, 30, 14, 5, rotated=64),
+    _eight("a prompt that is not turned", 2, 9, 4, 2, 64, 30, 14, 5),
+    _eight("a prompt of rows apart", 2, 12, 6, 2, 32, 40, 30, [3, 18], [15, 28], rotated=16),
+    _eight("a prompt in a window", 1, 20, 2, 1, 64, 60, 50, 30, rotated=64, window=5),
+    _eight("a prompt of odd heads", 2, 10, 2, 1, 7, 30, 30, [0, 20], [10, 30], rotated=6),
+    _eight("a prompt of wide heads", 1, 9, 2, 1, 200, 30, 20, 11, rotated=200),
+    _eight("a prompt with NaN", 1, 9, 4, 2, 64, 30, 14, 5, spoilt=np.nan),
 ]  # fmt: skip
 
 

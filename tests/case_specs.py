@@ -43,6 +43,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     smooth: bool = True  # whether central differences mean anything here
     roundings: int = 1
+    unit: float = 0.0  # the unit roundoff of what is stored, where that is more than the dtype's
     standard: bool = True  # whether the array API standard has what the backward needs
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from activation_cases import ACTIVATION, DROPOUT
 from attention_cases import ATTENTION, turns
-from cached_attention_cases import CACHED, ROTARY
+from cached_attention_cases import CACHED, EIGHT_BIT, ROTARY
 from case_specs import (
     Case,
     DType,
@@ -273,6 +273,6 @@ CASES: list[Case] = [
 # What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
 # gradients; makers are compared with their references on them too.
 KERNEL_CASES: list[Case] = [
-    *ACTIVATION, *CACHED, *DROPOUT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LOSS, *NORM,
+    *ACTIVATION, *CACHED, *DROPOUT, *EIGHT_BIT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LOSS, *NORM,
     *OPTIMIZER_KERNELS, *ROTARY, *SAMPLING,
 ]  # fmt: skip

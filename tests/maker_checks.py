@@ -30,6 +30,7 @@ from tinytorch_gpu import backend, devices, no_grad
 from tinytorch_gpu.core.op import OPS, Maker, reference_only
 from tinytorch_gpu.devices import Device
 from tinytorch_gpu.ops.activation import Slope
+from tinytorch_gpu.quantized.cache import EightBit
 
 # (floating arguments, weights): a weight may be stored narrower than what it is multiplied with.
 STORAGES = [
@@ -86,14 +87,14 @@ def check_maker(case: Case, floats: str, weights: str, maker: Maker, place: Devi
     made, saved = forward(case, runs[0], maker, xp)
     rounded, kept = forward(case, runs[1])
     truth, true_kept = forward(case, runs[2])
-    u = UNIT_ROUNDOFF[floats]
+    u = max(UNIT_ROUNDOFF[floats], case.unit)
     # The results, and what was written in place.
     written = zip((*made, *runs[0]), (*rounded, *runs[1]), (*truth, *runs[2]), strict=True)
     for a, b, t in written:
         if not backend.is_array(b):
             continue
         assert a.dtype == b.dtype and backend.kind(a) == place.kind
-        if "float" in b.dtype.name:
+        if "float" in b.dtype.name or isinstance(b, EightBit):
             _close(host(a), b, t, u, case.roundings)
         else:
             np.testing.assert_array_equal(host(a), b)
@@ -148,6 +149,7 @@ def check_unrecorded(case: Case, floats: str, weights: str, maker: Maker, place:
     for a, b, t in zip(made, rounded, truth, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         if "float" in b.dtype.name:
-            _close(host(a), b.data, t.data, UNIT_ROUNDOFF[floats], 8 * case.roundings)
+            u = max(UNIT_ROUNDOFF[floats], case.unit)
+            _close(host(a), b.data, t.data, u, 8 * case.roundings)
         else:
             np.testing.assert_array_equal(host(a), b.data)

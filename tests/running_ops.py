@@ -11,6 +11,7 @@ from cases import CASES
 
 from tinytorch_gpu import backend, ops  # noqa: F401 - the operations register themselves
 from tinytorch_gpu.core.op import OPS, Maker
+from tinytorch_gpu.quantized.cache import EightBit
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -33,12 +34,25 @@ def mapped(function: Callable[[Any], Any], x: Any) -> Any:
 
 def on(xp: Any, x: Any) -> Any:
     """NumPy arrays as arrays of ``xp``."""
-    return x if xp is np else mapped(xp.asarray, x)
+
+    def put(a: Any) -> Any:
+        if isinstance(a, EightBit):
+            return EightBit(xp.asarray(a.values), xp.asarray(a.scales))
+        return xp.asarray(a)
+
+    return x if xp is np else mapped(put, x)
 
 
 def host(x: Any) -> Any:
-    """Arrays of any module as NumPy arrays."""
-    return mapped(lambda a: np.asarray(backend.to_numpy(a)), x)
+    """Arrays of any module as NumPy arrays; those in 8 bit as the numbers that they stand for."""
+    return mapped(
+        lambda a: np.asarray(numbers(backend.to_numpy(a) if backend.kind(a) != "cpu" else a)), x
+    )
+
+
+def numbers(x: Any) -> Any:
+    """What an array in 8 bit stands for; any other array as it is."""
+    return x.dequantize() if isinstance(x, EightBit) else x
 
 
 def flat(x: Any) -> list[Any]:
@@ -86,7 +100,7 @@ def widened(x: Any) -> Any:
 
 def error(values: Any, truth: Any) -> float:
     """The largest |values - truth| where the truth is finite; elsewhere they must be equal."""
-    values, truth = np.asarray(values, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    values, truth = (np.asarray(numbers(x), dtype=np.float64) for x in (values, truth))
     assert values.shape == truth.shape
     finite = np.isfinite(truth)
     np.testing.assert_array_equal(values[~finite], truth[~finite])
@@ -95,5 +109,5 @@ def error(values: Any, truth: Any) -> float:
 
 def size(truth: Any) -> float:
     """The largest finite |truth|."""
-    values = np.abs(np.asarray(truth, dtype=np.float64))
+    values = np.abs(np.asarray(numbers(truth), dtype=np.float64))
     return float(values[np.isfinite(values)].max(initial=0.0))

@@ -10,6 +10,7 @@ from tinytorch_gpu import Transformer
 from tinytorch_gpu.config import FAMILIES, PRESETS, TransformerConfig, preset
 from tinytorch_gpu.core.op import record
 from tinytorch_gpu.core.tensor import no_grad
+from tinytorch_gpu.devices import DeviceError, device
 from tinytorch_gpu.generation.cache import Cache
 from tinytorch_gpu.generation.encoder import read
 from tinytorch_gpu.profiler import (
@@ -26,6 +27,7 @@ from tinytorch_gpu.profiler import (
 from tinytorch_gpu.profiler.account import FORWARD, UPDATE
 from tinytorch_gpu.profiler.costs import visible_pairs
 from tinytorch_gpu.profiler.parameters import count_parameters, parameters
+from tinytorch_gpu.profiler.recorded import forward_cost
 from tinytorch_gpu.profiler.walk import loss_calls
 from tinytorch_gpu.training import CrossEntropyLoss
 from tinytorch_gpu.training.pace import flops_per_token
@@ -103,6 +105,25 @@ def test_the_calls_of_a_step_through_the_cache_are_those_that_are_made(name: str
             model([[1] * tokens] * 2, cache=cache)
         run = Pass(2, tokens, past, cached=True, repeat=False, source=5)
         assert told(forward_calls(Setting(model.config), run)) == seen(made)
+
+
+@pytest.mark.parametrize("place", ["cpu", "emulated"])
+def test_a_step_through_a_cache_in_8_bits(place: str) -> None:
+    """What is recorded costs what is foreseen; a scale of 16 bits is shared by 32 numbers."""
+    try:
+        device(place)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    model = Transformer.from_config(config("llama", embed_dim=128), device=place, seed=0).eval()
+    cache, past = Cache.for_model(model, 2, 16, "q8_0"), 9
+    with no_grad():
+        model([[1] * past] * 2, cache=cache)
+    cost = forward_cost(lambda: model([[1]] * 2, cache=cache))
+    width = 2 * (past + 1) * model.config.kv_heads * model.config.head_size
+    assert cost.of_cache == model.config.num_layers * 2 * width * 34 // 32
+    setting = Setting(model.config, cache_dtype="q8_0")
+    assert decode(setting, 2, past).cost.of_cache == cost.of_cache
+    assert inference_memory(setting, 2, 16).cache == cache.nbytes
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -13,6 +13,7 @@ from maker_checks import check_maker, makers_of
 
 from tinytorch_gpu import backend, emulated
 from tinytorch_gpu.core.op import OPS
+from tinytorch_gpu.quantized.cache import EightBit
 
 EMULATED = emulated_device()
 # Attention that returns its weights has no kernel, and some notes in common with the one that has.
@@ -94,16 +95,17 @@ def test_decoding_moves_little_more_than_the_cache(
 ) -> None:
     """Old keys and values in, the new ones in and appended, the queries in and the results out."""
     packed = _draw(1, 1, heads + 2 * kv, width, dtype=dtype)
-    cache = [_draw(1, keys, kv, width, dtype=dtype) for _ in "kv"]
+    eight = EightBit.zeros((1, keys, kv, width), EMULATED)
     maker = OPS["cached_attention"].makers["cuda"][0]
-    with emulated.recorded() as launches:
-        maker.forward(packed, *cache, keys - 1, None, heads=heads, stop=keys)
-    (launch,) = launches
-    count = launch.counters
-    least = packed.itemsize * width * (2 * keys * kv + 2 * heads + 2 * kv)
-    assert count.read_bytes + count.written_bytes <= 1.1 * least
-    assert count.read_sectors + count.written_sectors <= 1.1 * count.ideal_sectors
-    assert not _conflicts(launch)
+    for cache in (_draw(1, keys, kv, width, dtype=dtype), eight):
+        with emulated.recorded() as launches:
+            maker.forward(packed, cache, cache.copy(), keys - 1, None, heads=heads, stop=keys)
+        (launch,) = launches
+        count = launch.counters
+        least = 2 * cache.nbytes + packed.itemsize * width * 2 * (heads + kv)
+        assert count.read_bytes + count.written_bytes <= 1.1 * least
+        assert count.read_sectors + count.written_sectors <= 1.1 * count.ideal_sectors
+        assert not _conflicts(launch)
 
 
 @pytest.mark.parametrize("capability", [75, 80])

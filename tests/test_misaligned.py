@@ -13,6 +13,7 @@ from running_ops import UNIT_ROUNDOFF, backward, cotangents, error, flat, forwar
 
 from tinytorch_gpu import backend
 from tinytorch_gpu.core.op import OPS, Maker
+from tinytorch_gpu.quantized.cache import EightBit
 
 EMULATED = emulated_device()
 
@@ -38,6 +39,8 @@ def _cases() -> list[Any]:
 
 def _moved(x: Any) -> Any:
     """``x`` on the device, one element after an address that suits any access."""
+    if isinstance(x, EightBit):
+        return EightBit(_moved(x.values), _moved(x.scales))
     flat_ = np.concatenate([np.zeros(1, x.dtype), x.ravel()])
     return EMULATED.asarray(flat_)[1:].reshape(x.shape)
 

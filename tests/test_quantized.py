@@ -357,8 +357,3 @@ def test_keys_and_values_in_8_bits(choices: Any) -> None:
 def _rolled_back(cache: Cache, count: int) -> Cache:
     cache.rollback(count)
     return cache
-
-
-def test_a_cache_in_8_bits_on_a_gpu_is_refused_in_words(gpu: str) -> None:
-    with pytest.raises(ValueError, match=r"no kernel .* choose cache_dtype float16"):
-        Cache(1, 1, 4, 1, 32, gpu, "q8_0")

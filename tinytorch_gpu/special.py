@@ -98,7 +98,7 @@ def append_rows(target: Any, rows: Any, starts: Any) -> None:
         target[:, starts : starts + count, ...] = rows
         return
     if kind(target) in DEVICES:
-        xp = namespace(target)
+        xp = namespace(rows)
         places = starts[:, None] + xp.arange(count)[None, :]
         target[xp.arange(batch)[:, None], places] = rows
         return

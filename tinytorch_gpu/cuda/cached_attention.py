@@ -1,27 +1,31 @@
-"""Attention through a cache: launches of kernels/cached_attention.cu."""
+"""Attention through a cache: launches of kernels/cached_attention.cu, and of dequantize_cache.cu for a prompt."""
 
 import functools
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..backend import dtype_name, kind, namespace, narrow
 from ..ops import cached_attention
+from ..quantized.cache import groups_of
 from .attention import accepts as attend_accepts
 from .attention import attend
+from .cache_place import EIGHT_BIT, Place, place_of
 from .launch import ELEMENTS, Source, element, empty, is_element, packed, processors
 from .rotary import takes_tables, turn_arguments
 
 # A cache may be narrower than the numbers beside it; QUERIES share a block's reading of it.
 SOURCE = Source(
     "cached_attention.cu",
-    only=lambda v: v["CACHE"] == v["REAL"] or v["REAL"] == "float",
+    only=lambda v: v["CACHE"] in (v["REAL"], EIGHT_BIT) or v["REAL"] == "float",
     REAL=ELEMENTS.values(),
-    CACHE=ELEMENTS.values(),
+    CACHE=(*ELEMENTS.values(), EIGHT_BIT),
     QUERIES=(1, 2, 4, 8),
 )
-_CACHES = ("keys", "values")
+WIDENING = Source("dequantize_cache.cu", REAL=ELEMENTS.values(), CACHE=(EIGHT_BIT,))
+_CACHES = ("keys", "values", "key_scales", "value_scales")
 _attend_cached = SOURCE.kernel("attend_cached", strided=_CACHES)
 _turn_and_append = SOURCE.kernel("turn_and_append", strided=_CACHES)
+_dequantize = WIDENING.kernel("dequantize_cache", strided=_CACHES)
 # What kernels/cached_attention.cu has: warps of a block, keys that a warp takes at once.
 WARPS, TILE, THREADS = 4, 32, 256
 MOST_TOKENS = 8  # of one row; more are a prompt, whose attention is a kernel of its own
@@ -46,41 +50,13 @@ def _counters(like: Any, count: int) -> Any:
     return _COUNTERS[key]
 
 
-class _Place(NamedTuple):
-    """Where keys and values are kept: in one piece for each row, or in pages by a table."""
-
-    keys: Any
-    values: Any
-    table: Any = None
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, capacity, K, D)."""
-        if self.table is None:
-            return self.keys.shape
-        rows, pages = self.table.shape
-        return rows, pages * self.keys.shape[1], *self.keys.shape[2:]
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What kernels take of it, behind the arrays."""
-        x, pages = self.keys, 1 if self.table is None else self.table.shape[1]
-        steps = tuple(stride // x.itemsize for stride in x.strides[:3])
-        whole = all(n * x.itemsize % 16 == 0 for n in (*steps, x.shape[3]))
-        wide = whole and _address(x) % 16 == 0 and _address(self.values) % 16 == 0
-        return *steps, x.shape[1], pages, self.shape[1], wide
-
-
-def _address(x: Any) -> int:
-    return x.data.ptr if kind(x) == "cuda" else x.address
-
-
 @functools.cache
 def _splits(
     processors: int, blocks: int, stop: int, queries: int, itemsize: int
 ) -> tuple[int, int]:
     """Into how many parts the keys fall at most, and how many keys a part has at least: enough parts
     to fill the processors, but so long that their results and queries stay below a tenth of the bytes."""
-    least = max(2 * TILE, -(-queries * (30 if itemsize == 2 else 17) // TILE) * TILE)
+    least = max(2 * TILE, -(-queries * {1: 62, 2: 30}.get(itemsize, 17) // TILE) * TILE)
     queries_of_block = next(n for n in _RESIDENT if n >= queries)
     room = _RESIDENT[queries_of_block] * processors
     return max(1, min(MOST_SPLITS, room // blocks, -(-stop // least))), least
@@ -93,11 +69,13 @@ def _shared(width: int, tokens: int, queries: int, splits: int, itemsize: int) -
         lanes *= 2
     room = 8 * lanes
     staged = 4 * queries * (room + WARPS * TILE) + 2 * tokens * room * itemsize
+    if itemsize == 1:  # scales: of a tile for each warp, and of the new tokens
+        staged += groups_of(width) * (4 * WARPS * (TILE + 4) + 4 * tokens)
     return max(staged, 4 * WARPS * queries * room, 4 * splits * queries)
 
 
 def _decode(
-    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
     heads: int, stop: int, causal: bool, window: int | None,
 ) -> Any:  # fmt: skip
     """A few new tokens: everything in one launch."""
@@ -112,19 +90,19 @@ def _decode(
         scratch = empty(x, blocks * splits * queries * (-(-width // 4) * 4 + 4), "float32")
     cos, sin, positions, per_batch, half, table_kind = turn_arguments(cos, sin, positions)
     _attend_cached(
-        (splits * sets, kv_heads, batch), 32 * WARPS, packed(x), place.keys, place.values, place.table,
+        (splits * sets, kv_heads, batch), 32 * WARPS, packed(x), *place.arrays,
         None if isinstance(starts, int) else packed(starts), packed(lengths), cos, sin, positions,
         out, scratch, _counters(x, blocks), per_batch if batch > 1 else 0, half, table_kind,
         *place.arguments(), tokens, heads, kv_heads, width, starts if isinstance(starts, int) else 0,
         stop, _FAR if window is None else window, width**-0.5, causal, sets, least,
         shared=_shared(width, tokens, queries, splits, itemsize),
-        REAL=element(x), CACHE=element(place.keys), QUERIES=queries,
+        REAL=element(x), CACHE=place.element, QUERIES=queries,
     )  # fmt: skip
     return out
 
 
 def _append(
-    x: Any, place: _Place, starts: Any, cos: Any, sin: Any, positions: Any, heads: int
+    x: Any, place: Place, starts: Any, cos: Any, sin: Any, positions: Any, heads: int
 ) -> Any:
     """Write the new keys and values to the cache in one launch; return the queries (B, T, H, D)."""
     batch, tokens, count, width = x.shape
@@ -132,17 +110,17 @@ def _append(
     cos, sin, positions, per_batch, half, table_kind = turn_arguments(cos, sin, positions)
     parts = x.size * x.itemsize // 16
     _turn_and_append(
-        min(max(1, -(-parts // (4 * THREADS))), 8 * processors(x)), THREADS, x, place.keys,
-        place.values, place.table, None if isinstance(starts, int) else packed(starts), cos, sin,
+        min(max(1, -(-parts // (4 * THREADS))), 8 * processors(x)), THREADS, x, *place.arrays,
+        None if isinstance(starts, int) else packed(starts), cos, sin,
         positions, turned, per_batch if batch > 1 else 0, half, table_kind, *place.arguments(),
         batch, tokens, heads, (count - heads) // 2, width, starts if isinstance(starts, int) else 0,
-        REAL=element(x), CACHE=element(place.keys), QUERIES=1,
+        REAL=element(x), CACHE=place.element, QUERIES=1,
     )  # fmt: skip
     return x[:, :, :heads] if turned is None else turned
 
 
 def _run(
-    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
     heads: int, stop: int, causal: bool, window: int | None,
 ) -> Any:  # fmt: skip
     x = packed(x)
@@ -154,7 +132,7 @@ def _run(
             x, place, starts, lengths, cos, sin, positions, heads, stop, causal, window
         )  # fmt: skip
     q = _append(x, place, starts, cos, sin, positions, heads)
-    k, v = (narrow(_known(c, place.table, stop), x.dtype) for c in (place.keys, place.values))
+    k, v = _known(place, stop, x)
     firsts = None if isinstance(starts, int) else starts
     out, _ = attend(
         q, k, v, lengths=lengths, starts=firsts, causal=causal, window=window, want_lse=False
@@ -162,7 +140,15 @@ def _run(
     return out.reshape(batch, tokens, heads * width)
 
 
-def _known(cache: Any, table: Any, stop: int) -> Any:
+def _known(place: Place, stop: int, like: Any) -> tuple[Any, Any]:
+    """The first ``stop`` places of each row, keys and values in the dtype of ``like``: views where they can be."""
+    if place.key_scales is not None:
+        return _dequantized(place, stop, like)
+    keys, values = (_first(cache, place.table, stop) for cache in (place.keys, place.values))
+    return narrow(keys, like.dtype), narrow(values, like.dtype)
+
+
+def _first(cache: Any, table: Any, stop: int) -> Any:
     """The first ``stop`` places of each row: a view, or a copy of its pages."""
     if table is None:
         return cache[:, :stop]
@@ -171,22 +157,29 @@ def _known(cache: Any, table: Any, stop: int) -> Any:
     return rows.reshape(table.shape[0], -1, *cache.shape[2:])[:, :stop]
 
 
+def _dequantized(place: Place, stop: int, like: Any) -> tuple[Any, Any]:
+    batch, _, heads, width = place.shape
+    keys, values = (empty(like, (batch, stop, heads, width)) for _ in "kv")
+    blocks = min(max(1, -(-stop * heads * width // (8 * THREADS))), 8 * processors(like))
+    _dequantize(
+        (blocks, batch, 2), THREADS, *place.arrays, keys, values, *place.arguments(), stop, heads,
+        width, REAL=element(like), CACHE=place.element,
+    )  # fmt: skip
+    return keys, values
+
+
 def _fits(
-    x: Any, place: _Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
+    x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
     heads: int, stop: int,
 ) -> bool:  # fmt: skip
     """Whether the kernels take these arguments."""
-    keys, values = place.keys, place.values
-    if not is_element(x, keys, values) or len(x.shape) != 4 or len(keys.shape) != 4:
+    keys = place.keys
+    if not is_element(x) or len(x.shape) != 4 or not place.whole():
         return False
     batch, tokens, count, width = x.shape
     rows, capacity, kv_heads, _ = place.shape
     return (
-        keys.dtype == values.dtype
-        and keys.shape == values.shape
-        and keys.strides == values.strides
-        and keys.strides[3] == keys.itemsize
-        and (keys.dtype == x.dtype or dtype_name(x.dtype) == "float32")
+        (place.element in (EIGHT_BIT, element(x)) or dtype_name(x.dtype) == "float32")
         and rows == batch < 2**16
         and 0 < kv_heads < 2**16
         and count == heads + 2 * kv_heads
@@ -198,8 +191,14 @@ def _fits(
         and (lengths is None or _is_per_row(lengths, batch))
         and takes_tables(cos, sin, positions, width)
         and (cos is None or positions.shape in ((tokens,), (batch, tokens)))
-        and (tokens <= MOST_TOKENS or attend_accepts(x[:, :, :heads], *(x[:, :, heads:],) * 2))
+        and (tokens <= MOST_TOKENS or _attends(x, heads, kv_heads))
     )
+
+
+def _attends(x: Any, heads: int, kv_heads: int) -> bool:
+    """Whether the kernel of a prompt's attention takes heads like these."""
+    keys = x[:, :, heads : heads + kv_heads]
+    return attend_accepts(x[:, :, :heads], keys, keys)
 
 
 def _is_start(x: Any, batch: int, last: int) -> bool:
@@ -216,7 +215,7 @@ def _forward(
     window: int | None = None,
 ) -> Any:  # fmt: skip
     given = (starts, lengths, cos, sin, positions)
-    return _run(packed, _Place(keys, values), *given, heads, stop, causal, window)
+    return _run(packed, place_of(keys, values), *given, heads, stop, causal, window)
 
 
 def _accepts(
@@ -224,7 +223,7 @@ def _accepts(
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, **options: Any,
 ) -> bool:  # fmt: skip
     given = (starts, lengths, cos, sin, positions)
-    return _fits(packed, _Place(keys, values), *given, heads, stop)
+    return _fits(packed, place_of(keys, values), *given, heads, stop)
 
 
 def paged_attention(
@@ -240,7 +239,7 @@ def paged_attention(
     places.
     Arguments that the kernels do not take are a ValueError.
     """
-    place = _Place(key_pages, value_pages, _table(table, packed.shape[0]))
+    place = place_of(key_pages, value_pages, _table(table, packed.shape[0]))
     stop = place.shape[1] if stop is None else stop
     given = (starts, lengths, cos, sin, positions)
     if not _fits(packed, place, *given, heads, stop):

@@ -22,7 +22,7 @@ ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16"}
 _POINTED = {
     "float": "float32", "half": "float16", "bfloat16": "bfloat16", "int": "int32",
     "long long": "int64", "unsigned long long": "uint64", "unsigned": "uint32",
-    "unsigned char": "uint8", "bool": "bool", "double": "float64",
+    "unsigned char": "uint8", "bool": "bool", "double": "float64", "eight_bit": "int8",
 }  # fmt: skip
 _SCALARS: dict[str, Any] = {
     "int": numpy.int32, "unsigned": numpy.uint32, "long long": numpy.int64,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..backend import assign, compute_dtype
+from ..backend import assign, compute_dtype, narrow, widen
 from ..core.cross_attention import Memory
 from ..core.positions import Positions
 from ..core.tensor import Tensor, as_array, wrap
@@ -61,11 +61,7 @@ class Cache:
         """Keys and values of one layer. "q8_0" keeps them in 8 bit."""
         if str(dtype) != "q8_0":
             return self.device.cache_pair(*shape, dtype)
-        if self.device.kind != "cpu":
-            raise ValueError(
-                f"a cache in 8 bit has no kernel on {self.device} yet: choose cache_dtype float16"
-            )
-        return EightBit.zeros(shape), EightBit.zeros(shape)
+        return EightBit.zeros(shape, self.device), EightBit.zeros(shape, self.device)
 
     def _clear_plan(self) -> None:
         """Forget the pass under way."""
@@ -130,8 +126,10 @@ class Cache:
         old_keys, old_values, starts, ends = self.arrays(layer)
         append_rows(old_keys, keys.data, starts)
         append_rows(old_values, values.data, starts)
-        stop = self.stop
-        return wrap(old_keys[:, :stop]), wrap(old_values[:, :stop]), ends, self._starts
+        known = [old[:, : self.stop] for old in (old_keys, old_values)]
+        if old_keys.dtype != keys.dtype:
+            known = [narrow(widen(x), keys.dtype) for x in known]
+        return wrap(known[0]), wrap(known[1]), ends, self._starts
 
     def advance(self) -> None:
         """Count the planned tokens, now that every layer has them."""

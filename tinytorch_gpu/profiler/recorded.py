@@ -65,4 +65,6 @@ def _as_call(made: MadeCall) -> Call:
 def _array(x: Any) -> Array | None:
     if not is_array(x):
         return None
-    return Array(tuple(map(int, x.shape)), x.dtype.itemsize) if math.prod(x.shape) else None
+    count = math.prod(x.shape)
+    # What is in blocks has a share of a scale for each number.
+    return Array(tuple(map(int, x.shape)), int(x.nbytes) / count) if count else None

@@ -4,33 +4,55 @@ from typing import Any
 
 import numpy
 
+from ..backend import kind, namespace, narrow
+from ..devices import Device, device, device_of
 from .formats import format_named
 
 GROUP = 32
 
 
+def groups_of(width: int) -> int:
+    """How many groups of numbers with a scale a head of ``width`` has."""
+    return width // GROUP if width % GROUP == 0 else 1
+
+
 class EightBit:
-    """An array (B, capacity, K, D) of numbers in 8 bit, on the host: written by rows, read as float32.
+    """An array (B, capacity, K, D) of numbers in 8 bit on any device: written by rows, read as float32.
 
     ``values`` are int8 (B, capacity, K, D), ``scales`` float16 (B, capacity, K, groups): one for ``GROUP``
     neighbours, or for a whole head that they do not divide.
     """
 
-    device_kind = "cpu"
+    device_kind = ""
     __slots__ = ("scales", "values")
+
+    def __new__(cls, values: Any, scales: Any) -> "EightBit":
+        # Operations tell by the type where an array lives, so there is a class for each kind.
+        where = kind(values)
+        found = _classes.get(where)
+        if found is None:
+            made = type(cls.__name__, (EightBit,), {"device_kind": where, "__slots__": ()})
+            found = _classes.setdefault(where, made)
+        return object.__new__(found)
 
     def __init__(self, values: Any, scales: Any):
         self.values, self.scales = values, scales
 
     @classmethod
-    def zeros(cls, shape: tuple[int, int, int, int]) -> "EightBit":
-        """As many zeros."""
-        groups = shape[3] // GROUP if shape[3] % GROUP == 0 else 1
-        return cls(numpy.zeros(shape, numpy.int8), numpy.zeros((*shape[:3], groups), numpy.float16))
+    def zeros(cls, shape: tuple[int, int, int, int], place: "str | Device" = "cpu") -> "EightBit":
+        """As many zeros. The scales of a head lie one after the other over its places: they are small,
+        and a reader of one head has no use for the others'."""
+        place, (batch, capacity, heads, width) = device(place), shape
+        scales = place.zeros((batch, heads, capacity, groups_of(width)), "float16")
+        return cls(place.zeros(shape, "int8"), scales.transpose(0, 2, 1, 3))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    @property
+    def size(self) -> int:
+        return self.values.size
 
     @property
     def dtype(self) -> Any:
@@ -46,34 +68,48 @@ class EightBit:
 
     def __setitem__(self, index: Any, numbers: Any) -> None:
         """Write rows and places: rounded to 8 bit, or taken over from another array of this kind."""
-        if not isinstance(numbers, EightBit):
-            numbers = rounded(numpy.asarray(numbers), self.scales.shape[-1])
+        if isinstance(numbers, EightBit):
+            numbers = numbers.moved_to(device_of(self.values))
+        else:
+            numbers = rounded(numbers, self.scales.shape[-1])
         self.values[index], self.scales[index] = numbers.values, numbers.scales
 
     def copy(self) -> "EightBit":
         return EightBit(self.values.copy(), self.scales.copy())
 
-    def moved_to(self, place: Any) -> "EightBit":
-        if place.kind != "cpu":
-            raise ValueError(f"a cache in 8 bit lives on the CPU, not on {place}")
-        return self
+    __copy__ = copy
 
-    def dequantize(self) -> numpy.ndarray:
+    def moved_to(self, place: Any) -> "EightBit":
+        """The same numbers on another device; on their own, this very array."""
+        if device_of(self.values) == place:
+            return self
+        return EightBit(place.asarray(self.values), place.asarray(self.scales))
+
+    def get(self) -> "EightBit":
+        """A copy on the host."""
+        return EightBit(self.values.get(), self.scales.get())
+
+    def dequantize(self) -> Any:
         """All of it in float32."""
-        groups = self.scales.shape[-1]
-        wide = self.values.astype(numpy.float32).reshape(*self.shape[:-1], groups, -1)
-        wide *= self.scales[..., None]
+        xp, groups = namespace(self.values), self.scales.shape[-1]
+        wide = xp.astype(self.values, numpy.float32).reshape(*self.shape[:-1], groups, -1)
+        wide *= xp.astype(self.scales, numpy.float32)[..., None]
         return wide.reshape(self.shape)
 
 
-def rounded(numbers: numpy.ndarray, groups: int) -> EightBit:
+_classes: dict[str, type[EightBit]] = {}
+
+
+def rounded(numbers: Any, groups: int) -> EightBit:
     """``numbers`` (..., D) in 8 bit, the largest of each group being 127. NaN becomes NaN's scale, so that it
     is not lost; what is too large for a float16 scale becomes infinite."""
-    apart = numbers.astype(numpy.float32, copy=False).reshape(*numbers.shape[:-1], groups, -1)
+    xp = namespace(numbers)
+    apart = narrow(numbers, numpy.float32).reshape(*numbers.shape[:-1], groups, -1)
     with numpy.errstate(all="ignore"):
-        scales = (numpy.abs(apart).max(axis=-1, keepdims=True) / numpy.float32(127)).astype(
-            numpy.float16
-        )
-        inverse = numpy.where(scales > 0, 1 / scales.astype(numpy.float32), 0)
-        values = numpy.clip(numpy.rint(apart * inverse), -127, 127).astype(numpy.int8)
+        largest = xp.max(xp.abs(apart), axis=-1, keepdims=True)
+        scales = xp.astype(largest / numpy.float32(127), numpy.float16)
+        wide = xp.astype(scales, numpy.float32)
+        inverse = xp.where(wide > 0, 1 / wide, xp.zeros_like(wide))
+        integers = xp.where(inverse > 0, xp.rint(apart * inverse), xp.zeros_like(apart))
+        values = xp.astype(xp.clip(integers, -127, 127), numpy.int8)
     return EightBit(values.reshape(numbers.shape), scales[..., 0])
