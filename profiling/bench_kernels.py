@@ -24,6 +24,7 @@ from tinytorch_gpu import backend, devices
 from tinytorch_gpu.core.op import OPS, reference_only
 from tinytorch_gpu.core.tensor import no_grad
 from tinytorch_gpu.quantized import Blocks, QuantizedMatrix, encode
+from tinytorch_gpu.quantized.cache import EightBit
 
 RESULTS = Path(__file__).parent / "results" / "kernels_gpu.json"
 # How far a kernel may be from its reference in the same dtype, relative to the largest number.
@@ -179,6 +180,12 @@ class Bench:
         given, options = (packed, *cache, keys - 1, None), {"heads": 32, "stop": keys}
         yield Work("cached attention", *forward("cached_attention", *given, **options),
                    2 * keys * 8 * 128 * self.size, 4 * keys * 32 * 128)  # fmt: skip
+        eight = [EightBit.zeros(x.shape, self.place) for x in cache]
+        for store, numbers in zip(eight, cache, strict=True):
+            store[...] = numbers
+        given = (packed, *eight, keys - 1, None)
+        yield Work("cached attention, 8 bit", *forward("cached_attention", *given, **options),
+                   2 * eight[0].nbytes, 4 * keys * 32 * 128)  # fmt: skip
 
     def linears(self) -> Iterator[Work]:
         """Beside cuBLAS through CuPy; there is no such peer of quantized weights."""
