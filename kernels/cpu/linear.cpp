@@ -8,7 +8,7 @@ namespace ISA {
 
 template <class Kind>
 static void multiply_blocks(const LinearArguments& a, Thread& thread) {
-    if (a.rows < PANEL_FROM) multiply_quantized<Kind>(a, thread);
+    if (a.rows <= FEW_ROWS<Kind>) multiply_quantized<Kind>(a, thread);
     else multiply_bytes<Kind>(a, thread);
 }
 

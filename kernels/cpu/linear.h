@@ -30,11 +30,10 @@ struct LinearArguments {
 // holds.
 constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
 
-// As many rows of x and more are multiplied as whole matrices: by a weight of floats (linear_many.h), by a quantized
-// one (linear_bytes.h).
-constexpr int64_t MANY_ROWS = 24, PANEL_FROM = 8;
+// As many rows of x and more meet a weight of floats as whole matrices (linear_many.h).
+constexpr int64_t MANY_ROWS = 24;
 
-// One row of x reads a weight in four places side by side, far from each other: a processor foresees each by
+// A few rows of x read a weight in four places side by side, far from each other: a processor foresees each by
 // itself, and memory serves four at half as much again as one. What comes next is asked for a little ahead, in bytes:
 // into the first-level cache, from where the processor has put it meanwhile.
 constexpr int STREAMS = 4, PREFETCHED = 384;
@@ -84,6 +83,24 @@ static inline void finish(const LinearArguments& a, Rows rows, int64_t first, in
             store_some(a.out + place + i, out, some);
         }
     }
+}
+
+// Few rows of x: most of the time goes into reading the weight, so each thread goes through all of its outputs at once
+// (STREAMS). `room` is for rows * outs floats if the activation is gated.
+template <class Weight>
+static inline void multiply_few(const LinearArguments& a, Thread& thread, Weight& weight, float* room) {
+    const bool gated = is_gated(a.activation);
+    const bool plain = a.activation == NONE && !a.bias && !a.residual && !a.inner;
+    const int64_t made = gated ? a.outs / 2 : a.outs;
+    const Span own = share(thread, made, 8);
+    const int64_t count = own.last - own.first;
+    float* to = a.inner ? a.inner + own.first : gated ? room : a.out + own.first;
+    float* up = !gated ? nullptr : a.inner ? to + made : room + count;
+    const int64_t pitch = a.inner ? a.outs : gated ? 2 * count : a.pitch;
+    weight.product(own.first, count, to, pitch);
+    if (gated) weight.product(made + own.first, count, up, pitch);
+    for (int64_t i = 0; !plain && i < count; i += BLOCK_OUTS)
+        finish(a, {0, a.rows}, own.first + i, least(BLOCK_OUTS, count - i), to + i, gated ? up + i : nullptr, pitch);
 }
 
 // One row of x: nothing is used twice, so all of the time goes into reading the weight.

@@ -133,7 +133,7 @@ static inline void widen_bytes(Bytes weights, Floats8 scale, Floats8 offset, flo
 template <class Kind, int ROWS>
 static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
     constexpr int STEPS = Kind::PART / 4, PARTS = 32 / Kind::PART;
-    for (int part = 0; part < Kind::SPAN * PARTS; part++) {
+    UNROLLED_16 for (int part = 0; part < Kind::SPAN * PARTS; part++) {
         const int64_t place = b + part / PARTS;
         const int side = part % PARTS;
         Products<Kind::MOST> products[ROWS];
@@ -242,63 +242,52 @@ struct Q6K {
     }
 };
 
-// Rows of x in a tile.
-constexpr int QUANTIZED_ROWS = 4;
+// How many rows of x are few: a weight that lies in memory is read once for them, straight from there. Of blocks of
+// 256, which are long to take apart, not so many.
+template <class Kind>
+constexpr int64_t FEW_ROWS = Kind::SPAN > 1 ? 4 : 8;
 
 template <class Kind>
 struct QuantizedWeight {
     const uint8_t* weight;
     RoundedRows x;
+    int64_t rows;
 
-    // Not inlined: GCC keeps the sums in registers only if it sees this function by itself.
-    template <int ROWS>
-    __attribute__((noinline)) void tile(const uint8_t* group, int64_t row, int64_t count, float* to, int64_t pitch) {
-        const Tile<ROWS> some(x, {row, ROWS});
-        Floats8 sums[ROWS] = {};
-        const int64_t blocks = x.width / 32;
-        for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES)
-            add<Kind>(group, some, b, sums);
-        UNROLLED for (int r = 0; r < ROWS; r++) memcpy(to + r * pitch, sums + r, 4 * size_t(count));
-    }
-
-    // One row of x with groups that lie `apart` bytes, and their outputs `to_apart`, from each other.
-    template <int GROUPS>
-    __attribute__((noinline)) void groups(const uint8_t* group, int64_t apart, float* to, int64_t to_apart) {
-        const Tile<1> some(x, {0, 1});
-        Floats8 sums[GROUPS] = {};
+    // Up to ROWS rows of x with groups that lie `apart` bytes, and their outputs `to_apart`, from each other; of each
+    // group `count` outputs. Not inlined: GCC keeps the sums in registers only if it sees this function by itself.
+    template <int ROWS, int GROUPS>
+    __attribute__((noinline)) void tile(const uint8_t* group, int64_t apart, int64_t count, float* to,
+                                        int64_t to_apart, int64_t pitch) {
+        const Tile<ROWS> some(x, {0, rows});
+        Floats8 sums[GROUPS][ROWS] = {};
         const int64_t blocks = x.width / 32;
         for (int64_t b = 0; b < blocks; b += Kind::SPAN, group += Kind::BYTES) {
             UNROLLED for (int g = 0; g < GROUPS; g++) prefetch(group + g * apart, Kind::BYTES);
-            UNROLLED for (int g = 0; g < GROUPS; g++) add<Kind>(group + g * apart, some, b, sums + g);
+            UNROLLED for (int g = 0; g < GROUPS; g++) add<Kind>(group + g * apart, some, b, sums[g]);
         }
-        UNROLLED for (int g = 0; g < GROUPS; g++) memcpy(to + g * to_apart, sums + g, sizeof *sums);
+        UNROLLED for (int g = 0; g < GROUPS; g++)
+            UNROLLED for (int r = 0; r < ROWS; r++)
+                if (r < rows) memcpy(to + r * pitch + g * to_apart, sums[g] + r, 4 * size_t(count));
     }
 
-    // `count` outputs of the one row of x from `first` on. Blocks of 256 are taken apart at less than memory's pace.
-    void row(int64_t first, int64_t count, float* to) {
-        constexpr int APART = Kind::SPAN > 1 ? 1 : STREAMS;
+    // Many rows, and blocks of 256, take so long that memory keeps up with one place.
+    template <int ROWS>
+    void tiles(int64_t first, int64_t count, float* to, int64_t pitch) {
+        constexpr int APART = ROWS > 4 || Kind::SPAN > 1 ? 1 : STREAMS;
         const int64_t bytes = x.width / 32 / Kind::SPAN * Kind::BYTES, each = count / GROUP / APART;
         const uint8_t* group = weight + first / GROUP * bytes;
         for (int64_t g = 0; g < each; g++)
-            groups<APART>(group + g * bytes, each * bytes, to + g * GROUP, each * GROUP);
+            tile<ROWS, APART>(group + g * bytes, each * bytes, GROUP, to + g * GROUP, each * GROUP, pitch);
         for (int64_t o = APART * each * GROUP; o < count; o += GROUP)
-            tile<1>(group + o / GROUP * bytes, 0, least(GROUP, count - o), to + o, 0);
+            tile<ROWS, 1>(group + o / GROUP * bytes, 0, least(GROUP, count - o), to + o, 0, pitch);
     }
 
-    void product(int64_t first, int64_t count, Rows rows, float* to, int64_t pitch) {
-        const int64_t bytes = x.width / 32 / Kind::SPAN * Kind::BYTES;
-        for (int64_t o = 0; o < count; o += GROUP) {
-            const uint8_t* group = weight + (first + o) / GROUP * bytes;
-            const int64_t outs = least(GROUP, count - o);
-            int64_t r = 0;
-            for (; r + QUANTIZED_ROWS <= rows.count; r += QUANTIZED_ROWS)
-                tile<QUANTIZED_ROWS>(group, rows.first + r, outs, to + r * pitch + o, pitch);
-            if (rows.count - r >= 2) {
-                tile<2>(group, rows.first + r, outs, to + r * pitch + o, pitch);
-                r += 2;
-            }
-            if (r < rows.count) tile<1>(group, rows.first + r, outs, to + r * pitch + o, pitch);
-        }
+    // `count` outputs from `first` on.
+    void product(int64_t first, int64_t count, float* to, int64_t pitch) {
+        if (rows == 1) return tiles<1>(first, count, to, pitch);
+        if (rows == 2) return tiles<2>(first, count, to, pitch);
+        if (rows <= 4) return tiles<4>(first, count, to, pitch);
+        if constexpr (FEW_ROWS<Kind> == 8) tiles<8>(first, count, to, pitch);
     }
 };
 
@@ -307,18 +296,13 @@ struct QuantizedWeight {
 template <class Kind>
 static void multiply_quantized(const LinearArguments& a, Thread& thread) {
     const int64_t pitch = RoundedRows::pitch_of(a.width);
-    const size_t room = 4 * (a.rows == 1 ? size_t(a.outs + 16) : BLOCK_ROWS * 2 * BLOCK_OUTS);
+    const size_t room = 4 * size_t(a.rows * (a.outs + 16));
     uint8_t* own = static_cast<uint8_t*>(thread.scratch(room + size_t(pitch)));
-    RoundedRows x{static_cast<uint8_t*>(a.scratch), a.width, pitch};
-    if (!a.scratch) {
-        x.memory = own + room;
-        round_row(a.x, x.memory, a.width);
-    } else {
-        x = rounded_rows(a, thread);
-    }
-    QuantizedWeight<Kind> weight{static_cast<const uint8_t*>(a.weight), x};
-    if (a.rows == 1) multiply_row(a, thread, weight, reinterpret_cast<float*>(own));
-    else multiply(a, thread, weight, reinterpret_cast<float*>(own));
+    RoundedRows x{own + room, a.width, pitch};
+    if (a.scratch) x = rounded_rows(a, thread);
+    else round_row(a.x, x.memory, a.width);
+    QuantizedWeight<Kind> weight{static_cast<const uint8_t*>(a.weight), x, a.rows};
+    multiply_few(a, thread, weight, reinterpret_cast<float*>(own));
 }
 
 }  // namespace ISA
