@@ -133,7 +133,7 @@ static inline void widen_bytes(Bytes weights, Floats8 scale, Floats8 offset, flo
 template <class Kind, int ROWS>
 static inline void add(const uint8_t* block, const Tile<ROWS>& x, int64_t b, Floats8* sums) {
     constexpr int STEPS = Kind::PART / 4, PARTS = 32 / Kind::PART;
-    UNROLLED_16 for (int part = 0; part < Kind::SPAN * PARTS; part++) {
+    for (int part = 0; part < Kind::SPAN * PARTS; part++) {
         const int64_t place = b + part / PARTS;
         const int side = part % PARTS;
         Products<Kind::MOST> products[ROWS];
