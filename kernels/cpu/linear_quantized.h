@@ -3,10 +3,10 @@
 // The rows of x are rounded to 8 bits, 32 values to a scale of their own, once per call; then 32 products are
 // a few byte instructions, and what remains in floating point is one scale per block and output. A lane of a vector
 // is an output (blocks.h): eight outputs' weights come in with one load, x's four bytes go to all lanes,
-// and no sum ever crosses lanes. A block is taken apart once for all rows of x in a tile.
+// and no sum ever crosses lanes. A block is taken apart once for all of a few rows of x; many of them
+// have a way of their own (linear_bytes.h).
 //
-// Moved for one row of x: the weight once, in its packed bytes (the least possible), and x; for a prompt
-// the weight once per 48 rows, from a cache but for the first time.
+// Moved: the weight once, in its packed bytes (the least possible), and x from a cache.
 //
 // How the weights are taken apart follows ggml's formats: value * scale (Q8_0), (value - 8) * scale
 // (Q4_0), value * scale + minimum (Q4_1), and in blocks of 256 small integers for the scales (Q4_K, Q5_K, Q6_K).
