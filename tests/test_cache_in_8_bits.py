@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import emulated_device
 
 from tinytorch_gpu import Transformer, TransformerConfig, devices, emulated, no_grad
 from tinytorch_gpu.cli.main import main
@@ -87,7 +88,7 @@ def test_a_model_in_16_bits(gpu: str) -> None:
 
 
 def test_a_captured_step_neither_waits_nor_asks_for_memory() -> None:
-    model = make("emulated")
+    model = make(emulated_device().name)
     sampler = Sampler(Sampling(0.8, 5), 2, 50, model.device, 1)
     cache = Cache.for_model(model, 2, 12, "q8_0")
     prefill(model, [[1, 2, 3], [4]], cache)
@@ -180,8 +181,8 @@ def test_prompts_share_a_prefix(gpu: str) -> None:
 def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     from tinytorch_gpu.checkpoint import save
 
-    folder = tmp_path / "model"
+    folder, place = tmp_path / "model", emulated_device().name
     save(make("cpu"), folder)
     common = ["bench", "-m", str(folder), "-p", "9", "-n", "2", "-r", "1", "-o", "json"]
-    assert main([*common, "--device", "emulated", "--cache-dtype", "q8_0"]) == 0
+    assert main([*common, "--device", place, "--cache-dtype", "q8_0"]) == 0
     assert "q8_0" in capsys.readouterr().out
