@@ -1,11 +1,10 @@
 // What all kinds of weights share: `out = activation(x weight.T + bias) + residual`.
 //
-// A kind of weight is a class with `product(first, count, rows, to, pitch)`, which multiplies some rows of
-// x with `count` rows of the weight from `first` on. This file divides the work: each thread has outputs
-// of its own, so no two write to one place and nothing has to be added up between them; it goes through
-// them in blocks small enough that what `product` leaves is still in cache when bias, activation and
-// residual are put on it. Then the weight is read once from memory, x and the result once or twice from
-// a cache, and nothing else moves.
+// A few rows of x are bound by reading the weight. A kind of weight is a class with `product(first, count, to, pitch)`,
+// which multiplies the rows of x with `count` rows of the weight from `first` on. This file divides the work: each
+// thread has outputs of its own, so no two write to one place and nothing has to be added up between them. The weight
+// is read once from memory, x and the result once or twice from a cache, and nothing else moves. Many rows are
+// multiplied by the schemes of linear_many.h and linear_bytes.h.
 #pragma once
 
 #include "activation.h"
@@ -26,9 +25,8 @@ struct LinearArguments {
     int64_t exact;  // whether x must not be rounded to 8 bits for a quantized weight
 };
 
-// Outputs of a block, and rows of x: 48 rows of 1536 floats are some 300 KB, which a second-level cache
-// holds.
-constexpr int64_t BLOCK_OUTS = 64, BLOCK_ROWS = 48;
+// Outputs that are finished at a time.
+constexpr int64_t BLOCK_OUTS = 64;
 
 // As many rows of x and more meet a weight of floats as whole matrices (linear_many.h).
 constexpr int64_t MANY_ROWS = 24;
@@ -101,45 +99,6 @@ static inline void multiply_few(const LinearArguments& a, Thread& thread, Weight
     if (gated) weight.product(made + own.first, count, up, pitch);
     for (int64_t i = 0; !plain && i < count; i += BLOCK_OUTS)
         finish(a, {0, a.rows}, own.first + i, least(BLOCK_OUTS, count - i), to + i, gated ? up + i : nullptr, pitch);
-}
-
-// One row of x: nothing is used twice, so all of the time goes into reading the weight.
-template <class Weight>
-static inline void multiply_row(const LinearArguments& a, Thread& thread, Weight& weight, float* room) {
-    const bool gated = is_gated(a.activation);
-    const bool plain = a.activation == NONE && !a.bias && !a.residual && !a.inner;
-    const int64_t made = gated ? a.outs / 2 : a.outs;
-    const Span own = share(thread, made, 8);
-    const int64_t count = own.last - own.first;
-    float* to = a.inner ? a.inner + own.first : gated ? room : a.out + own.first;
-    float* up = !gated ? nullptr : a.inner ? to + made : room + count;
-    weight.row(own.first, count, to);
-    if (gated) weight.row(made + own.first, count, up);
-    for (int64_t i = 0; !plain && i < count; i += BLOCK_OUTS)
-        finish(a, {0, 1}, own.first + i, least(BLOCK_OUTS, count - i), to + i, gated ? up + i : nullptr, 0);
-}
-
-// All of an operation, `weight` being this thread's view of the weight, `room` (BLOCK_ROWS, 2 BLOCK_OUTS)
-// its own.
-template <class Weight>
-static inline void multiply(const LinearArguments& a, Thread& thread, Weight& weight, float* room) {
-    const bool gated = is_gated(a.activation);
-    const bool plain = a.activation == NONE && !a.bias && !a.residual && !a.inner;
-    const int64_t made = gated ? a.outs / 2 : a.outs;
-    const Span own = share(thread, made, 8);
-    for (int64_t first = own.first; first < own.last; first += BLOCK_OUTS) {
-        const int64_t count = least(BLOCK_OUTS, own.last - first);
-        for (int64_t row = 0; row < a.rows; row += BLOCK_ROWS) {
-            const Rows rows{row, least(BLOCK_ROWS, a.rows - row)};
-            float* to = a.inner ? a.inner + row * a.outs + first : a.out + row * a.pitch + first;
-            int64_t pitch = a.inner ? a.outs : a.pitch;
-            float* up = gated && a.inner ? to + made : nullptr;
-            if (gated && !a.inner) to = room, up = room + BLOCK_OUTS, pitch = 2 * BLOCK_OUTS;
-            weight.product(first, count, rows, to, pitch);
-            if (gated) weight.product(made + first, count, rows, up, pitch);
-            if (!plain) finish(a, rows, first, count, to, up, pitch);
-        }
-    }
 }
 
 }  // namespace ISA
