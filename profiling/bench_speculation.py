@@ -21,7 +21,7 @@ from bench_generate import machine
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "speculation.md"
-CODE = '''class Account:
+CODE = """class Account:
     def __init__(self, owner, balance=0):
         self.owner = owner
         self.balance = balance
@@ -35,7 +35,7 @@ CODE = '''class Account:
         if amount > self.balance:
             raise ValueError("not enough money")
         self.balance -= amount
-'''
+"""
 REQUESTS = {
     "open talk": "Why is the sky blue? Explain it to a child, and tell a little story about it.",
     "new code": "Write a Python class for a queue with push, pop and length, with a docstring for each.",
