@@ -1,7 +1,7 @@
 """Steps of the optimizers in chunks that stay in cache: each array is read and written once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -85,7 +85,7 @@ def adamw_many(
         held = numpy.empty((2, max(sum(len(w) for w, *_ in piece) for piece in pieces[part])), real)
         for piece in pieces[part]:
             if len(piece) == 1:
-                _change(*piece[0], factors, held)
+                _change(piece[0], factors, held)
             else:
                 _change_together(piece, factors, held)
 
@@ -107,7 +107,8 @@ class _Factors(NamedTuple):
 def _pieces(tensors: list[tuple[Any, ...]]) -> list[list[list[Any]]]:
     """Chunks of tensors, each a piece of its own, and tensors of few values, together in a piece."""
     pieces: list[list[list[Any]]] = []
-    few, count = [], 0
+    few: list[Any] = []
+    count = 0
     for param, grad, *state in tensors:
         chunks = _chunks((param, beside(param, grad), *state))
         if param.size >= FEW or state[-1] is not None:
@@ -120,8 +121,9 @@ def _pieces(tensors: list[tuple[Any, ...]]) -> list[list[list[Any]]]:
     return [*pieces, few] if few else pieces
 
 
-def _change(w: Any, g: Any, m: Any, v: Any, wide: Any, factors: _Factors, held: Any) -> None:
-    """A step of 1-D arrays, in place."""
+def _change(arrays: Sequence[Any], factors: _Factors, held: Any) -> None:
+    """A step of 1-D arrays (param, grad, first, second, master), in place."""
+    w, g, m, v, wide = arrays
     change, work = held[:, : len(w)]
     real = m.dtype.type
     m *= factors.beta1
@@ -145,7 +147,7 @@ def _change(w: Any, g: Any, m: Any, v: Any, wide: Any, factors: _Factors, held: 
 def _change_together(piece: list[list[Any]], factors: _Factors, held: Any) -> None:
     """The same of tensors that are put together in one, and taken apart again."""
     gathered = [numpy.concatenate(arrays) for arrays in list(zip(*piece, strict=True))[:4]]
-    _change(*gathered, None, factors, held)
+    _change([*gathered, None], factors, held)
     start = 0
     for w, _, m, v, _ in piece:
         stop = start + len(w)
