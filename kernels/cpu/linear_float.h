@@ -22,12 +22,15 @@ struct Strip {
     int64_t to_apart, pitch;
 };
 
-template <class Kind, int OUTS, int ROWS>
-static inline void tile(const Strip<typename Kind::Element>& strip, const float* x, int64_t width, float* to) {
-    constexpr int PARTS = ROWS > 1 ? 1 : OUTS > 1 ? 2 : 4;  // sums of an output, so that none waits for another
+// Values whose products are added up alone, so that few are added to a large sum.
+constexpr int64_t SUMMED_APART = 256;
+
+// The products of the values from `from` to before `to`, a whole number of steps, are added to `totals`.
+template <class Kind, int OUTS, int ROWS, int PARTS>
+static inline void add_products(const Strip<typename Kind::Element>& strip, const float* x, int64_t width,
+                                int64_t from, int64_t to, Floats (&totals)[OUTS][ROWS]) {
     Floats sums[OUTS][ROWS][PARTS] = {};
-    int64_t i = 0;
-    for (; i + PARTS * LANES <= width; i += PARTS * LANES) {
+    for (int64_t i = from; i < to; i += PARTS * LANES) {
         UNROLLED for (int o = 0; o < OUTS; o++)
             prefetch(strip.weight + o * strip.apart + i, PARTS * LANES * sizeof(typename Kind::Element));
         UNROLLED for (int p = 0; p < PARTS; p++) {
@@ -39,12 +42,22 @@ static inline void tile(const Strip<typename Kind::Element>& strip, const float*
             }
         }
     }
+    UNROLLED for (int o = 0; o < OUTS; o++)
+        UNROLLED for (int r = 0; r < ROWS; r++)
+            UNROLLED for (int p = 0; p < PARTS; p++) totals[o][r] += sums[o][r][p];
+}
+
+template <class Kind, int OUTS, int ROWS>
+static inline void tile(const Strip<typename Kind::Element>& strip, const float* x, int64_t width, float* to) {
+    constexpr int PARTS = ROWS > 1 ? 1 : OUTS > 1 ? 2 : 4;  // sums of an output, so that none waits for another
+    const int64_t last = width / (PARTS * LANES) * (PARTS * LANES);
+    Floats totals[OUTS][ROWS] = {};
+    for (int64_t i = 0; i < last; i += SUMMED_APART)
+        add_products<Kind, OUTS, ROWS, PARTS>(strip, x, width, i, least(last, i + SUMMED_APART), totals);
     for (int o = 0; o < OUTS; o++) {
         for (int r = 0; r < ROWS; r++) {
-            Floats all = sums[o][r][0];
-            for (int p = 1; p < PARTS; p++) all += sums[o][r][p];
-            float total = sum(all);
-            for (int64_t j = i; j < width; j++)
+            float total = sum(totals[o][r]);
+            for (int64_t j = last; j < width; j++)
                 total += Kind::value(strip.weight[o * strip.apart + j]) * x[r * width + j];
             to[r * strip.pitch + o * strip.to_apart] = total;
         }
