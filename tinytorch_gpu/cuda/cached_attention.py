@@ -56,7 +56,7 @@ def _splits(
 ) -> tuple[int, int]:
     """Into how many parts the keys fall at most, and how many keys a part has at least: enough parts
     to fill the processors, but so long that their results and queries stay below a tenth of the bytes."""
-    least = max(2 * TILE, -(-queries * {1: 62, 2: 30}.get(itemsize, 17) // TILE) * TILE)
+    least = max(2 * TILE, -(-queries * {1: 72, 2: 30}.get(itemsize, 17) // TILE) * TILE)
     queries_of_block = next(n for n in _RESIDENT if n >= queries)
     room = _RESIDENT[queries_of_block] * processors
     return max(1, min(MOST_SPLITS, room // blocks, -(-stop // least))), least

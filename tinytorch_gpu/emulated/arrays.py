@@ -114,6 +114,17 @@ def _aligned(size: int) -> Any:
     return raw[start : start + size]
 
 
+def placed(values: Any) -> Any:
+    """A copy of a host array whose first byte lies where CUDA's allocations do."""
+    if not values.size:
+        return values
+    made = _aligned(values.nbytes).view(values.dtype)
+    order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
+    made = made.reshape(values.shape, order=order)
+    made[...] = values
+    return made
+
+
 @dataclass(frozen=True)
 class Pointer:
     """An address of the emulated device's memory."""
@@ -285,7 +296,8 @@ def as_arrays(made: Any) -> Any:
     """Results of NumPy as Arrays, also inside tuples."""
     if isinstance(made, numpy.ndarray | numpy.generic):
         traffic.allocations += 1
-        return Array(numpy.asarray(made))
+        made = numpy.asarray(made)
+        return Array(placed(made) if made.base is None else made)
     if isinstance(made, tuple | list):
         return type(made)(as_arrays(item) for item in made)
     return made

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from .arrays import Array, Memory, computed, forbid_in_capture, operand, traffic
+from .arrays import Array, Memory, computed, forbid_in_capture, operand, placed, traffic
 from .runtime import settings
 
 _FUNCTIONS = [
@@ -174,7 +174,7 @@ def asarray(values: Any, dtype: Any = None) -> Array:
     forbid_in_capture("a copy from the host")
     traffic.uploads += 1
     values = [operand(v) for v in values] if isinstance(values, list) else values
-    return Array(_placed(numpy.array(values, dtype=dtype, order="K")))
+    return Array(placed(numpy.array(values, dtype=dtype, order="K")))
 
 
 array = asarray
@@ -202,19 +202,6 @@ def _product(a: Any, b: Any) -> Any:
 def reshape(x: Array, shape: Any) -> Array:
     """Another shape."""
     return x.reshape(shape)
-
-
-def _placed(values: Any) -> Any:
-    """A copy whose first byte lies where CUDA's allocations do."""
-    if not values.size:
-        return values
-    raw = numpy.empty(values.nbytes + 256, numpy.uint8)
-    start = -raw.ctypes.data % 256
-    made = raw[start : start + values.nbytes].view(values.dtype)
-    order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
-    made = made.reshape(values.shape, order=order)
-    made[...] = values
-    return made
 
 
 class add:  # noqa: N801  CuPy's name
