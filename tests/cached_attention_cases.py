@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from case_specs import Case, Floats, Given, array, normal
 
+from tinytorch_gpu import devices
 from tinytorch_gpu.quantized.cache import EightBit
 
 
@@ -26,7 +27,7 @@ def _case(
     ``spoilt`` is the first number of the last value."""
     cache: Any = normal(batch, capacity, kv, width, gradient=False)
     if eight:
-        cache = Given(lambda random, draw=cache.draw: _in_eight_bits(draw(random)))
+        cache = Given(lambda random, draw=cache.draw: in_eight_bits(draw(random)))
     packed = normal(batch, tokens, heads + 2 * kv, width, gradient=False)
     if scale != 1.0:
         packed = Floats(lambda random, draw=packed.draw: draw(random) * scale, gradient=False)
@@ -47,7 +48,7 @@ def _case(
     # New keys are rounded once more than old ones; of a prompt tensor cores take the weights in 16 bits.
     return Case(
         "cached_attention", note, specs, {"heads": heads, "stop": stop, **options},
-        roundings=3 if tokens > 8 else 2, unit=EIGHT_BITS if eight else 0.0,
+        roundings=3 if tokens > 8 else 2, unit=EIGHT_BITS if eight and rotated else 0.0,
     )  # fmt: skip
 
 
@@ -55,9 +56,10 @@ def _case(
 EIGHT_BITS = 1 / 254
 
 
-def _in_eight_bits(values: Any) -> EightBit:
-    made = EightBit.zeros(values.shape)
-    made[...] = values
+def in_eight_bits(values: Any, place: Any = "cpu") -> EightBit:
+    """Numbers (B, capacity, K, D) as a cache in 8 bit on a device."""
+    made = EightBit.zeros(values.shape, place)
+    made[...] = devices.device(place).asarray(values)
     return made
 
 

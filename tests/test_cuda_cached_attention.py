@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cached_attention_cases import in_eight_bits
 from emulated_device import emulated_device
 from running_ops import error
 
@@ -30,12 +31,6 @@ def _inputs(
     packed = random.standard_normal((batch, tokens, heads + 2 * kv, width)).astype(np.float32)
     cache = [random.standard_normal((batch, capacity, kv, width)).astype(np.float32) for _ in "kv"]
     return packed, *cache
-
-
-def _in_eight_bits(values: Any, place: Any = "cpu") -> EightBit:
-    made = EightBit.zeros(values.shape, place)
-    made[...] = devices.device(place).asarray(values)
-    return made
 
 
 def _turned(first: Any, tokens: int, width: int, places: int) -> list[Any]:
@@ -121,7 +116,7 @@ def test_a_cache_in_8_bits_is_the_cpu_s_to_the_last_bit(
     packed = packed.astype(dtype)
     first, turned = np.array([5, 180]), _turned(np.array([5, 180]), tokens, width, 200)
     for tables in ((), turned):
-        here = [_in_eight_bits(x) for x in cache]
+        here = [in_eight_bits(x) for x in cache]
         there = [x.copy().moved_to(place) for x in here]
         rest = [first, first + tokens, *tables]
         with np.errstate(all="ignore"):
@@ -143,7 +138,7 @@ def test_pages_in_8_bits(gpu: str, page: int, width: int, tokens: int) -> None:
     place = devices.device(gpu)
     packed, *cache = _inputs(2, tokens, 304, width=width)
     first = np.array([17, 250])
-    here = [_in_eight_bits(x) for x in cache]
+    here = [in_eight_bits(x) for x in cache]
     order = np.random.default_rng(0).permutation(2 * 304 // page + 1)[:-1]
     pools = [
         EightBit(_paged(place, x.values, order, page), _paged(place, x.scales, order, page))
@@ -163,7 +158,7 @@ def test_pages_in_8_bits(gpu: str, page: int, width: int, tokens: int) -> None:
 def test_keys_and_values_that_do_not_belong_together_are_left_alone(gpu: str) -> None:
     place = devices.device(gpu)
     packed, *cache = (place.asarray(x) for x in _inputs(1, 1, 16, width=64))
-    eight = [_in_eight_bits(x, gpu) for x in _inputs(1, 1, 16, width=64)[1:]]
+    eight = [in_eight_bits(x, gpu) for x in _inputs(1, 1, 16, width=64)[1:]]
     maker = OPS["cached_attention"].makers["cuda"][0]
     assert maker.accepts is not None
     thin = EightBit(eight[1].values, eight[1].scales[..., :1])
@@ -268,7 +263,7 @@ def test_the_cache_is_read_about_once(heads: int, kv: int, width: int, dtype: st
     except devices.DeviceError as error_:
         pytest.skip(str(error_))
     packed, *cache = (x.astype(dtype) for x in _inputs(1, 1, 2048, heads, kv, width))
-    for keys, values in (cache, [_in_eight_bits(x) for x in cache]):
+    for keys, values in (cache, [in_eight_bits(x) for x in cache]):
         there = [place.asarray(x) for x in (packed, keys, values)]
         with emulated.using(processors=132), emulated.recorded() as launches:
             out = _forward(*there, 2047, None, heads=heads, stop=2048)

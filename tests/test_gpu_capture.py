@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import kernels_of_replays
 
 from tinytorch_gpu import Transformer, TransformerConfig, emulated
 from tinytorch_gpu.cuda.copies import CudaReader, EmulatedReader
@@ -123,16 +124,12 @@ def test_a_step_with_a_choice_needs_neither_the_host_nor_memory() -> None:
     sampler = Sampler(Sampling(0.8, 5, repetition_penalty=1.2), 2, 50, model.device, 1)
     step = capture(model, 2, Cache.for_model(model, 2, 12), sampler)
     step([1, 2])
-    before = (traffic.syncs, traffic.uploads, traffic.allocations)
-    shapes = []
-    for _ in range(3):
-        with emulated.recorded() as launches:
-            step()
-        shapes.append([(launch.kernel, launch.grid, launch.block) for launch in launches])
-    assert (traffic.syncs, traffic.uploads, traffic.allocations) == before
-    assert shapes[0] == shapes[1] == shapes[2]
-    names = [kernel for kernel, *_ in shapes[0]][-4:]
-    assert names == ["penalize_logits", "sample_tokens", "mark_seen_tokens", "feed_tokens"]
+    assert kernels_of_replays(step)[-4:] == [
+        "penalize_logits",
+        "sample_tokens",
+        "mark_seen_tokens",
+        "feed_tokens",
+    ]
 
 
 def test_the_next_step_is_under_way_before_tokens_are_read(

@@ -48,8 +48,7 @@ struct Rows {
 };
 
 // Bias, activation and residual for `count` outputs of some rows from output `first` on. `from` (rows,
-// pitch) has the products, and `up`, `up_offset` outputs further in the weight, the other halves of gated
-// ones.
+// pitch) has the products, and `up` the other halves of gated ones, null if there are none.
 static inline void finish(const LinearArguments& a, Rows rows, int64_t first, int64_t count,
                           float* from, float* up, int64_t pitch) {
     const bool gated = up != nullptr;
@@ -83,8 +82,13 @@ static inline void finish(const LinearArguments& a, Rows rows, int64_t first, in
     }
 }
 
+// Floats that a thread's part of few rows needs before a gate brings both halves together.
+static inline int64_t few_room(const LinearArguments& a) {
+    return is_gated(a.activation) && !a.inner ? a.rows * (a.outs + 16) : 0;
+}
+
 // Few rows of x: most of the time goes into reading the weight, so each thread goes through all of its outputs at once
-// (STREAMS). `room` is for rows * outs floats if the activation is gated.
+// (STREAMS). `room` is for few_room() floats.
 template <class Weight>
 static inline void multiply_few(const LinearArguments& a, Thread& thread, Weight& weight, float* room) {
     const bool gated = is_gated(a.activation);

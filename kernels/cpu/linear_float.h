@@ -113,7 +113,7 @@ struct FloatWeight {
 
 template <class Kind>
 static void multiply_floats(const LinearArguments& a, Thread& thread) {
-    const int64_t room = is_gated(a.activation) ? a.rows * (a.outs + 16) : 0;
+    const int64_t room = few_room(a);
     float* own = static_cast<float*>(thread.scratch(size_t(4 * (room + STREAMS * a.width))));
     FloatWeight<Kind> weight{static_cast<const typename Kind::Element*>(a.weight), a.x, a.rows, a.width, own + room};
     multiply_few(a, thread, weight, own);

@@ -1,5 +1,5 @@
-// A prompt's or a training batch's rows times a weight, whatever its format: as floats, panel by panel
-// (product.h). A weight is widened once for all rows while it is packed, exactly: nothing of x is rounded.
+// A prompt's rows times a weight of floats, or a training batch's times a weight in any format: as floats, panel by
+// panel (product.h). A weight is widened once for all rows while it is packed, exactly: nothing of x is rounded.
 #pragma once
 
 #include "linear_quantized.h"

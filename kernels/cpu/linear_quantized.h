@@ -296,7 +296,7 @@ struct QuantizedWeight {
 template <class Kind>
 static void multiply_quantized(const LinearArguments& a, Thread& thread) {
     const int64_t pitch = RoundedRows::pitch_of(a.width);
-    const size_t room = 4 * size_t(a.rows * (a.outs + 16));
+    const size_t room = 4 * size_t(few_room(a));
     uint8_t* own = static_cast<uint8_t*>(thread.scratch(room + size_t(pitch)));
     RoundedRows x{own + room, a.width, pitch};
     if (a.scratch) x = rounded_rows(a, thread);

@@ -216,3 +216,26 @@ static inline Floats load_bfloat(const uint16_t* from) {
 #else
 #include "simd_portable.h"
 #endif
+
+#if ISA_LEVEL == ISA_NEON || ISA_LEVEL == ISA_PORTABLE
+namespace ISA {
+
+// Sums of products of bytes for eight rows, where a vector has four lanes.
+template <int MOST>
+struct Products {
+    static constexpr int TOGETHER = LaneProducts<MOST>::TOGETHER;
+    LaneProducts<MOST> low, high;
+    void add(Bytes weights, int32_t word) {
+        LaneBytes w[2];
+        memcpy(w, &weights, sizeof w);
+        low.add(w[0], word);
+        high.add(w[1], word);
+    }
+    void fold() { low.fold(), high.fold(); }
+    Ints8 total(int32_t sum) const {
+        return __builtin_shufflevector(low.total(sum), high.total(sum), 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+};
+
+}  // namespace ISA
+#endif

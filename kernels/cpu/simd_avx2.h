@@ -44,7 +44,7 @@ struct Products {
     Ints8 total(int32_t) const { return Ints8(wide); }
 };
 
-// The same of signed weights; `total` needs the sum of what x was.
+// The same of signed weights. (`total` is given the sum of what x was for other instruction sets.)
 template <>
 struct Products<SIGNED> {
     static constexpr int TOGETHER = 8;

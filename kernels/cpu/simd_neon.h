@@ -41,21 +41,4 @@ struct LaneProducts {
     Ints total(int32_t) const { return Ints(sums); }
 };
 
-// For eight rows.
-template <int MOST>
-struct Products {
-    static constexpr int TOGETHER = 1;
-    LaneProducts<MOST> low, high;
-    void add(Bytes weights, int32_t word) {
-        LaneBytes w[2];
-        memcpy(w, &weights, sizeof w);
-        low.add(w[0], word);
-        high.add(w[1], word);
-    }
-    void fold() {}
-    Ints8 total(int32_t) const {
-        return __builtin_shufflevector(low.total(0), high.total(0), 0, 1, 2, 3, 4, 5, 6, 7);
-    }
-};
-
 }  // namespace ISA

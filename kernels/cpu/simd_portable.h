@@ -51,21 +51,4 @@ struct LaneProducts {
     Ints total(int32_t) const { return wide; }
 };
 
-// For eight rows.
-template <int MOST>
-struct Products {
-    static constexpr int TOGETHER = LaneProducts<MOST>::TOGETHER;
-    LaneProducts<MOST> low, high;
-    void add(Bytes weights, int32_t word) {
-        LaneBytes w[2];
-        memcpy(w, &weights, sizeof w);
-        low.add(w[0], word);
-        high.add(w[1], word);
-    }
-    void fold() { low.fold(), high.fold(); }
-    Ints8 total(int32_t) const {
-        return __builtin_shufflevector(low.wide, high.wide, 0, 1, 2, 3, 4, 5, 6, 7);
-    }
-};
-
 }  // namespace ISA

@@ -48,7 +48,7 @@ class Pool:
         if self.sealed:
             raise CaptureError(f"{size} new bytes are needed inside a capture: warm up first")
         traffic.allocations += 1
-        return _aligned(size)
+        return aligned(size)
 
 
 class _Place:
@@ -95,7 +95,7 @@ class Memory:
         if self.pool is None:
             forbid_in_capture("an allocation outside a pool")
             traffic.allocations += 1
-            self.block = _aligned(size)
+            self.block = aligned(size)
         else:
             self.block = self.pool.take(size)
         self.block[:] = 0xFF  # NaN, whatever the dtype
@@ -107,9 +107,9 @@ class Memory:
             pool.free.setdefault(self.block.size, []).append(self.block)
 
 
-def _aligned(size: int) -> Any:
-    """``size`` bytes at a multiple of 256, as CUDA's allocations are."""
-    raw = numpy.empty(size + 256, numpy.uint8)
+def aligned(size: int, make: Any = numpy.empty) -> Any:
+    """``size`` bytes of ``make`` (numpy.empty or zeros) at a multiple of 256, as CUDA's allocations are."""
+    raw = make(size + 256, numpy.uint8)
     start = -raw.ctypes.data % 256
     return raw[start : start + size]
 
@@ -118,7 +118,7 @@ def placed(values: Any) -> Any:
     """A copy of a host array whose first byte lies where CUDA's allocations do."""
     if not values.size:
         return values
-    made = _aligned(values.nbytes).view(values.dtype)
+    made = aligned(values.nbytes).view(values.dtype)
     order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
     made = made.reshape(values.shape, order=order)
     made[...] = values

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from .arrays import Array, Memory, computed, forbid_in_capture, operand, placed, traffic
+from .arrays import Array, Memory, aligned, computed, forbid_in_capture, operand, placed, traffic
 from .runtime import settings
 
 _FUNCTIONS = [
@@ -161,10 +161,8 @@ def zeros(shape: Any, dtype: Any = "float64") -> Array:
     traffic.allocations += 1
     kind = numpy.dtype(dtype)
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    size = math.prod(sizes) * kind.itemsize
-    raw = numpy.zeros(size + 256, numpy.uint8)
-    start = -raw.ctypes.data % 256
-    return Array(raw[start : start + size].view(kind).reshape(sizes))
+    block = aligned(math.prod(sizes) * kind.itemsize, numpy.zeros)
+    return Array(block.view(kind).reshape(sizes))
 
 
 def asarray(values: Any, dtype: Any = None) -> Array:
