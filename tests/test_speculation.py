@@ -299,51 +299,142 @@ def test_nothing_found_is_an_ordinary_step(monkeypatch: pytest.MonkeyPatch) -> N
 # --- when it pays ----------------------------------------------------------------------------
 
 
-def _paced(cost: Any, share: float, rounds: int = 400, most: int = 7) -> tuple[Pace, list[int]]:
-    """What a pace chooses where a round with k drafted tokens takes ``cost(k)``."""
-    pace, random, chosen = Pace(most), np.random.default_rng(0), []
-    for _ in range(rounds):
-        k = pace.choose(most)
-        chosen.append(k)
-        if k == 0:
-            pace.step(cost(0))
-            continue
-        right = int(np.argmin([*(random.random(k) < share), False]))
-        pace.round(k, min(right + 1, k), right, cost(k))
-    return pace, chosen
+class Text:
+    """What a pace chooses, and gains, on a text where a round with k drafted tokens takes ``cost(k)``."""
+
+    def __init__(self, cost: Any, most: int = 7, watched: bool = False):
+        self.cost, self.most, self.watched = cost, most, watched
+        self.pace, self.random = Pace(most, watched), np.random.default_rng(0)
+        self.chosen: list[int] = []
+
+    def write(self, tokens: int, share: float) -> float:
+        """So many tokens of which drafts are right by ``share``: how much faster than without drafts."""
+        made, seconds, begun = 0, 0.0, len(self.chosen)
+        while made < tokens:
+            k = self.pace.choose(min(self.most, tokens - made - 1))
+            self.chosen.append(k)
+            right = int(np.argmin([*(self.random.random(k) < share), False]))
+            took = self.cost(k)
+            seconds += took
+            made += right + 1
+            if k:
+                self.pace.round(k, min(right + 1, k), right, took)
+                continue
+            self.pace.step(took)
+            if self.watched:
+                self.pace.seen(1, int(self.random.random() < share))
+        self.last = self.chosen[begun:]
+        return tokens * self.cost(0) / seconds
 
 
-def test_long_drafts_where_they_are_right_and_cheap() -> None:
-    pace, chosen = _paced(lambda k: 1 + 0.05 * k, 0.95)
-    assert chosen[:3] == [0, 0, 0] and np.mean(chosen[20:]) > 5 and pace.acceptance > 0.8
+@pytest.mark.parametrize("watched", [True, False])
+def test_long_drafts_where_they_are_right_and_cheap(watched: bool) -> None:
+    text = Text(lambda k: 1 + 0.05 * k, watched=watched)
+    assert text.write(400, 0.95) > 3 and text.chosen[:3] == [0, 0, 0]
+    assert np.mean(text.chosen[20:]) > 5 and text.pace.acceptance > 0.8
 
 
-def test_short_drafts_where_they_are_often_wrong() -> None:
-    _, chosen = _paced(lambda k: 1 + 0.25 * k, 0.6)
-    assert 0.5 < np.mean(chosen[40:]) < 3
+@pytest.mark.parametrize("watched", [True, False])
+def test_short_drafts_where_they_are_often_wrong(watched: bool) -> None:
+    text = Text(lambda k: 1 + 0.2 * k, watched=watched)
+    assert text.write(400, 0.6) > 1.1
+    assert 0.5 < np.mean(text.chosen[40:]) < 3.5
 
 
+@pytest.mark.parametrize("fixed", [1.0, 3.0])
 @pytest.mark.parametrize(("slope", "share"), [(1.1, 1.0), (0.3, 0.05), (0.05, 0.0)])
-def test_none_where_they_do_not_pay(slope: float, share: float) -> None:
-    _, chosen = _paced(lambda k: 1 + slope * k, share)
-    tried = sum(k > 0 for k in chosen)
-    assert tried < 25 and sum(k > 0 for k in chosen[-100:]) <= 2
+def test_none_where_they_do_not_pay(slope: float, share: float, fixed: float) -> None:
+    """A round may cost the more the more it drafts, or as much for any: little is lost."""
+    text = Text(lambda k: fixed + slope * k if k else 1)
+    assert text.write(80, share) > 0.85, "the first trials are a large part of a short text"
+    assert text.write(1000, share) > 0.97
 
 
-def test_it_begins_again_when_the_text_becomes_easy() -> None:
-    pace, _ = _paced(lambda k: 1 + 0.2 * k, 0.0)
-    chosen = []
-    for _ in range(400):
-        k = pace.choose(7)
-        chosen.append(k)
-        pace.step(1.0) if k == 0 else pace.round(k, k, k, 1 + 0.2 * k)
-    assert np.mean(chosen[-100:]) > 5
+@pytest.mark.parametrize("cost", [lambda k: 1 + 0.05 * k, lambda k: 4 + 0.2 * k if k else 1])
+def test_no_trial_of_what_was_seen_to_be_wrong(cost: Any) -> None:
+    text = Text(cost, watched=True)
+    assert text.write(80, 0.0) == 1 and text.write(2000, 0.05) > 0.99
+
+
+def test_a_price_above_what_drafts_give_is_learnt_by_two_rounds() -> None:
+    """Half of the drafted tokens come true, and a round takes four steps."""
+    text = Text(lambda k: 4 + 0.2 * k if k else 1, watched=True)
+    assert text.write(80, 0.5) > 0.85 and sum(k > 0 for k in text.chosen) <= 3
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_it_begins_again_when_the_text_becomes_easy(watched: bool) -> None:
+    text = Text(lambda k: 1 + 0.2 * k, watched=watched)
+    assert text.write(400, 0.0) > 0.95
+    assert text.write(600, 1.0) > 1.6 and np.mean(text.chosen[-20:]) > 5
+
+
+def test_what_is_paid_once_is_no_price() -> None:
+    """The first round of a length compiles: a hundred steps long."""
+    seen: set[int] = {0}
+
+    def cost(k: int) -> float:
+        first = k not in seen
+        seen.add(k)
+        return 1 + 0.1 * k + 100 * first
+
+    text = Text(cost)
+    text.write(300, 0.95)
+    assert len(seen) <= 6 and np.mean(text.last[20:]) > 5
+    assert Text(lambda k: 1 + 0.1 * k).write(300, 0.95) > 2
+
+
+def test_a_dear_preparation_makes_rests_longer() -> None:
+    """What a draft model must read first costs too, though the next round does not have to pay it."""
+    rests = []
+    for once in (0.0, 10.0):
+        pace = Pace(7)
+        for _ in range(3):
+            pace.step(1.0)
+        while (k := pace.choose(7)) > 0:
+            pace.round(k, 1, 0, 3.0, once)
+        rests.append(1)
+        while pace.choose(7) == 0:
+            rests[-1] += 1
+    assert rests[0] >= 32 and rests[1] >= 3 * rests[0]
 
 
 def test_a_pause_of_the_machine_is_forgiven() -> None:
-    pace, _ = _paced(lambda k: 1 + 0.1 * k, 0.9, 50)
-    pace.round(7, 7, 7, 1000.0)
-    assert pace.choose(7) > 2
+    text = Text(lambda k: 1 + 0.1 * k)
+    text.write(80, 0.9)
+    text.pace.round(7, 7, 7, 1000.0)
+    assert text.pace.choose(7) > 2
+
+
+def test_lengths_that_were_not_tried_are_told_from_those_that_were() -> None:
+    pace = Pace(11)
+    for _ in range(3):
+        pace.step(1.0)
+    pace.seen(200, 190)
+    assert pace.choose(11) == 11 and pace.choose(5) == 5 and pace.choose(0) == 0
+    for k, seconds in ((3, 2.0), (11, 4.0)):
+        pace.round(k, k, k, 99.0)  # not believed
+        pace.round(k, k, k, seconds)
+    prices = [pace._price(k) for k in (1, 3, 7, 11)]
+    assert prices == pytest.approx([1 + 1 / 2 + 1 / 6, 2, 3, 4])
+    assert pace._price(15) == pytest.approx(4.4)
+
+
+def test_guesses_are_compared_with_ordinary_steps() -> None:
+    look = Lookup(ngrams=(2,))
+    look.begin([[1, 2, 3, 4, 5, 1, 2], [9, 8]], None, 100)  # type: ignore[arg-type]
+    before = look.pace.acceptance
+    for token in (3, 4, 5):
+        look.learn(0, [token], 0)
+        look.learn(1, [token], 0)
+    assert look.pace.acceptance > max(before, 0.6)
+    look.learn(0, [30], 0)
+    assert look.pace.acceptance < 0.6
+    look.learn(0, [1, 2], 0)
+    look.draft(2, np.array([2, 2]), None)  # type: ignore[arg-type]
+    known = look.pace.acceptance
+    look.learn(0, [3, 4], 2)
+    assert look.pace.acceptance == known, "the pass has counted them"
 
 
 def test_generate_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from .pace import Pace
 from .prefill import prefill
 from .sampler import Sampler
 
+USUAL = 2  # tokens that a draft model has to read first, if it drafted before: its own last, and the model's
 MOST = 7  # with the token before them eight, what the kernels for attention through a cache take at once
 
 
@@ -37,10 +38,13 @@ class Speculation(ABC):
     One may be used for many calls of ``generate``, one after the other, and learns from each.
     """
 
+    watched = False  # whether drafts cost nothing and are compared with ordinary steps too
+
     def __init__(self, most: int = MOST, adaptive: bool = True):
         if not hasattr(most, "__index__") or most < 1:
             raise ValueError(f"most must be a whole number from 1 on, not {most!r}")
-        self.most, self.adaptive, self.pace = operator.index(most), adaptive, Pace(most)
+        self.most, self.adaptive = operator.index(most), adaptive
+        self.pace = Pace(self.most, self.watched)
         self.drafted = self.accepted = self.rounds = 0
         self.before: Sequence[Sequence[int]] = ()
 
@@ -54,6 +58,9 @@ class Speculation(ABC):
     @abstractmethod
     def learn(self, row: int, tokens: list[int], accepted: int) -> None:
         """These tokens were added to a row; ``accepted`` of them by its last draft."""
+
+    def prepare(self, sampler: Sampler) -> None:  # noqa: B027  most have nothing to prepare
+        """Do before a draft what the next one need not do again: its time is no price of a round."""
 
     @abstractmethod
     def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
@@ -84,8 +91,10 @@ def speculation_of(given: Any, model: Any) -> Speculation | None:
 class Lookup(Speculation):
     """Prompt lookup (Saxena 2023): where the last tokens of a row stood before in it, what followed
     there may follow again. The longest of ``ngrams`` counts that is found decides, and of its places the
-    last.
+    last. While ordinary steps are taken it guesses too, and ``pace`` learns how that goes.
     """
+
+    watched = True
 
     def __init__(
         self, most: int = MOST, adaptive: bool = True, ngrams: Sequence[int] = (4, 3, 2)
@@ -96,9 +105,13 @@ class Lookup(Speculation):
         self.ngrams = sorted(set(ngrams), reverse=True)
         self._rows: list[list[int]] = []
         self._places: list[dict[tuple[int, ...], int]] = []
+        self._guesses: list[
+            list[int]
+        ] = []  # of each row, what no pass looks at; its first token last
 
     def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
         self._rows, self._places = [[] for _ in rows], [{} for _ in rows]
+        self._guesses = [[] for _ in rows]
         before, self.before = self.before, ()
         for row, tokens in enumerate(rows):
             held = list(before[row]) if row < len(before) else []
@@ -106,14 +119,29 @@ class Lookup(Speculation):
 
     def learn(self, row: int, tokens: list[int], accepted: int) -> None:
         known, places = self._rows[row], self._places[row]
+        self._watch(row, tokens)
         for token in tokens:
             # What ends here is noted only now that something follows it.
             for n in self.ngrams:
                 if len(known) >= n:
                     places[tuple(known[-n:])] = len(known)
             known.append(token)
+        if not self._guesses[row]:
+            self._guesses[row] = self._follow(row, self.most)[::-1]
+
+    def _watch(self, row: int, tokens: list[int]) -> None:
+        """Compare the guess at these tokens, as far as there is one."""
+        guess = self._guesses[row]
+        for token in tokens:
+            if not guess:
+                return
+            right = guess.pop() == token
+            self.pace.seen(1, int(right))
+            if not right:
+                guess.clear()
 
     def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
+        self._guesses = [[] for _ in self._rows]  # what comes is compared by the pass
         ids = numpy.full((len(self._rows), count), -1, numpy.int64)
         counts = numpy.zeros(len(self._rows), numpy.int64)
         for row, limit in enumerate(limits):
@@ -151,6 +179,7 @@ class DraftModel(Speculation):
         self._step: DecodeStep | None = None
         self._rows: list[list[int]] = []
         self._valid, self._count = numpy.zeros(0, numpy.int64), 1
+        self._recorded = False
 
     def check(self, model: Any) -> None:
         if not self.model.config.decoder_only:
@@ -180,11 +209,35 @@ class DraftModel(Speculation):
         self._rows, self._valid = rows, kept
         self._sampler = sampler.fork(self.model.device)
         self._step = capture(self.model, len(rows), self._cache, self._sampler)
+        self._recorded = False
 
     def learn(self, row: int, tokens: list[int], accepted: int) -> None:
         self._rows[row] += tokens
         # What was fed of a draft that came true stays in the cache; its last token was not fed.
         self._valid[row] += min(accepted, self._count - 1)
+
+    def prepare(self, sampler: Sampler) -> None:
+        """Feed the prompt, or what came while nothing was drafted, and record the step."""
+        cache, own, step = self._cache, self._sampler, self._step
+        assert cache is not None and own is not None and step is not None
+        lengths = numpy.array([len(row) for row in self._rows])
+        behind = int((lengths - self._valid).max())
+        if (behind <= USUAL and self._recorded) or lengths.min() < 2:
+            return
+        if lengths.max() >= cache.capacity:
+            return
+        kept = numpy.minimum(self._valid, lengths - 2)
+        cache.rollback(cache.lengths - kept)
+        todo = [row[int(n) : -1] for row, n in zip(self._rows, kept, strict=True)]
+        with no_grad(), self.model.device.active():
+            logits = prefill(self.model, todo, cache)
+            if not self._recorded:
+                own.follow(sampler)
+                own(logits)
+                step()
+                cache.rollback(1)
+        self._valid, self._recorded = lengths - 1, True
+        self.model.device.synchronize()
 
     def draft(self, count: int, limits: Any, sampler: Sampler) -> tuple[Any, Any]:
         cache, own = self._cache, self._sampler

@@ -59,13 +59,15 @@ class SpeculativeRun(Run):
         most = min(guide.most, int(limits.max()), room)
         wanted = guide.pace.choose(most) if guide.adaptive else most
         drafts: Any = None
-        counts = numpy.zeros_like(limits)
+        counts, ready = numpy.zeros_like(limits), started
         if wanted > 0:
             with nvtx.span("draft", "phase", wanted):
+                guide.prepare(self.sampler)
+                ready = clock()
                 drafts, counts = guide.draft(wanted, limits, self.sampler)
         if not counts.any():
             self._plain()
-            guide.pace.step(clock() - started)
+            guide.pace.step(clock() - ready)
             return
         longest = int(counts.max())
         with no_grad(), nvtx.span("verify", "phase", longest + 1):
@@ -73,7 +75,7 @@ class SpeculativeRun(Run):
         guide.rounds += 1
         guide.drafted += int(counts.sum())
         guide.accepted += accepted
-        guide.pace.round(longest, tested, accepted, clock() - started)
+        guide.pace.round(longest, tested, accepted, clock() - ready, ready - started)
 
     def _plain(self) -> None:
         """An ordinary step."""
