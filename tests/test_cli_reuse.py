@@ -45,13 +45,15 @@ def test_what_cannot_draft_is_refused(capsys: Any, tiny_gguf: Path) -> None:
     assert code == 2 and "nowhere" in err
 
 
-def test_a_prompt_cache_is_written_and_used(capsys: Any, tiny_gguf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [[], ["--cache-dtype", "q8_0"]], ids=str)
+def test_a_prompt_cache_is_written_and_used(
+    capsys: Any, tiny_gguf: Path, tmp_path: Path, given: list[str]
+) -> None:
     pytest.importorskip("safetensors", reason="safetensors writes the file")
-    kept = tmp_path / "kept.safetensors"
-    plain = generate(capsys, tiny_gguf, "--temperature", "0")[1]
+    kept, given = tmp_path / "kept.safetensors", ["--temperature", "0", *given]
+    plain = generate(capsys, tiny_gguf, *given)[1]
     records = [
-        generate(capsys, tiny_gguf, "--temperature", "0", "--prompt-cache", str(kept))[1]
-        for _ in range(2)
+        generate(capsys, tiny_gguf, *given, "--prompt-cache", str(kept))[1] for _ in range(2)
     ]
     assert [r["tokens"] for r in records] == [plain["tokens"]] * 2
     whole = plain["prompt_tokens"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinytorch_gpu import Transformer, TransformerConfig
+from tinytorch_gpu.backend import to_numpy, widen
 from tinytorch_gpu.generation import DraftModel, Lookup, PrefixCache
 
 LLAMA: dict[str, Any] = {"norm": "rms", "position": "rotary", "activation": "swiglu",
@@ -15,8 +16,8 @@ LLAMA: dict[str, Any] = {"norm": "rms", "position": "rotary", "activation": "swi
 SYSTEM = [7, 3, 9, 9, 4, 1, 30, 31]
 
 
-def make(place: str = "cpu", seed: int = 4, **choices: Any) -> Transformer:
-    config = TransformerConfig(50, 32, 4, 2, 48, 64, **LLAMA | choices)
+def make(place: str = "cpu", seed: int = 4, width: int = 32, **choices: Any) -> Transformer:
+    config = TransformerConfig(50, width, 4, 2, 48, 64, **LLAMA | choices)
     return Transformer.from_config(config, device=place, seed=seed).eval()
 
 
@@ -140,13 +141,23 @@ def test_mistakes_are_named() -> None:
 # --- files -----------------------------------------------------------------------------------
 
 
+def written(folder: Path, model: Transformer, dtype: str | None = None) -> tuple[PrefixCache, Path]:
+    pytest.importorskip("safetensors", reason="safetensors writes the file")
+    prefix = PrefixCache(model, dtype=dtype)
+    prefix.feed(SYSTEM)
+    prefix.save(folder / "system.safetensors")
+    return prefix, folder / "system.safetensors"
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    pytest.importorskip("safetensors", reason="safetensors writes the file")
-    prefix = PrefixCache(make())
-    prefix.feed(SYSTEM)
-    prefix.save(tmp_path / "system.safetensors")
-    return tmp_path / "system.safetensors"
+    return written(tmp_path, make())[1]
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """The same in 8 bit."""
+    return written(tmp_path, make(), "q8_0")[1]
 
 
 def test_a_saved_prefix_is_the_same(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,17 +178,39 @@ def test_on_another_device(file: Path, gpu: str) -> None:
     assert rows(prefix.generate([[*SYSTEM, 5]], 5, temperature=0)) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_cache_in_16_bit(tmp_path: Path, dtype: str) -> None:
-    prefix = PrefixCache(make(), dtype=dtype)
-    prefix.feed(SYSTEM)
-    prefix.save(tmp_path / "half")
+def held(prefix: PrefixCache) -> list[bytes]:
+    """All that a cache holds, bit for bit."""
+    saved = prefix.cache.save()
+    parts: list[Any] = []
+    for array in (*saved["keys"], *saved["values"]):
+        parts += [array.values, array.scales] if hasattr(array, "scales") else [array]
+    return [to_numpy(part).tobytes() for part in parts]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "q8_0"])
+@pytest.mark.parametrize("width", [32, 256], ids=["a group a head", "two groups"])
+def test_a_cache_comes_back_bit_for_bit(tmp_path: Path, gpu: str, dtype: str, width: int) -> None:
+    """The last token too, though it was computed anew behind a cache that was rounded."""
+    for place in ("cpu", gpu):
+        if place != "cpu" and dtype == "float64":
+            continue
+        prefix, path = written(tmp_path, make(place, width=width), dtype)
+        for other in (make("cpu", width=width), make(place, width=width)):
+            again = PrefixCache(other, dtype=dtype)
+            again.load(path)
+            assert again.ids == SYSTEM and held(again) == held(prefix)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
+def test_a_cache_of_another_dtype_takes_it_over(tmp_path: Path, stored: str, dtype: str) -> None:
+    prefix, path = written(tmp_path, make(), stored)
     other = PrefixCache(make(), dtype=dtype)
-    other.load(tmp_path / "half")
+    other.load(path)
     for a, b in zip(other.cache.keys, prefix.cache.keys, strict=True):
-        np.testing.assert_array_equal(
-            a[:, :7].astype(np.float32), b[:, :7].astype(np.float32)
-        )  # fmt: skip
+        a, b = (to_numpy(widen(x[:, : len(SYSTEM)])) for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=0.006 * float(np.abs(b).max()))
+    assert len(rows(other.generate([[*SYSTEM, 5]], 8, temperature=0))[0]) == len(SYSTEM) + 9
 
 
 def _refused(file: Path, words: str, model: Transformer | None = None, **options: Any) -> None:
@@ -231,17 +264,58 @@ def test_lying_files_are_refused(file: Path) -> None:
         _refused(file, words)
 
 
-def test_damaged_files_are_refused(file: Path) -> None:
+def test_lying_files_in_8_bit_are_refused(short: Path) -> None:
+    from safetensors.numpy import load_file
+
+    good = load_file(short)
+    integers, scales = good["keys.1"], good["values.0.scales"]
+    assert integers.dtype == np.int8 and scales.shape == (len(SYSTEM), 2, 1)
+    about = json.loads(good["about"].tobytes())
+    assert about["dtype"] == "q8_0"
+
+    def said(dtype: str) -> Any:
+        return np.frombuffer(json.dumps({**about, "dtype": dtype}).encode(), np.uint8)
+
+    def changed(array: Any, value: Any) -> Any:
+        array = array.copy()
+        array[3] = value
+        return array
+
+    bad: list[tuple[str, Any, str]] = [
+        ("about", said("float16"), "'keys.0' is I8"), ("about", said("q4_0"), "q4_0"),
+        ("keys.1", None, "no 'keys.1'"), ("keys.1", integers.view(np.uint8), "is U8"),
+        ("keys.1", integers[:, :1].copy(), "'keys.1' is I8"), ("keys.1", changed(integers, -128), "outside -127"),
+        ("values.0.scales", None, "no 'values.0.scales'"),
+        ("values.0.scales", scales.astype(np.float32), "is F32"),
+        ("values.0.scales", scales[..., 0].copy(), "'values.0.scales' is F16"),
+        ("values.0.scales", np.repeat(scales, 2, axis=2), "'values.0.scales' is F16"),
+        ("values.0.scales", changed(scales, np.nan), "NaN"), ("values.0.scales", changed(scales, np.inf), "NaN"),
+        ("values.0.scales", -scales, "negative"), ("values.0.scales", scales * np.float16(1.5), "differ"),
+        ("keys.0", -integers, "differ"),
+    ]  # fmt: skip
+    for name, value, words in bad:
+        _rewrite(short, **{**good, name: value})
+        _refused(short, words, dtype="q8_0")
+        _refused(short, words)
+    _rewrite(short, **good)
+    _refused(short, "8 tokens, the cache has room for 6", capacity=6, dtype="q8_0")
+    _refused(short, "differ by .* of their size", make(seed=5), dtype="q8_0")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+def test_damaged_files_are_refused(tmp_path: Path, dtype: str) -> None:
+    file = written(tmp_path, make(), dtype)[1]
     whole, random = file.read_bytes(), np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(whole)
         if random.random() < 0.5:
             data = data[: random.integers(len(data))]
         else:
-            for at in random.integers(0, 1200, 3):
+            reach = len(whole) if random.random() < 0.3 else 1200
+            for at in random.integers(0, reach, 3):
                 data[at] = random.integers(256)
         file.write_bytes(data)
-        prefix = PrefixCache(make())
+        prefix = PrefixCache(make(), dtype=dtype)
         try:
             prefix.load(file)
         except ValueError:

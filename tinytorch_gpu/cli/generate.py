@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..generation import PrefixCache
-from ..generation.prefix_file import check_storable
 from .session import (
     Session,
     Timing,
@@ -95,7 +94,6 @@ def _prompt_cache(arguments: argparse.Namespace, session: Session) -> PrefixCach
     if not target.parent.is_dir():
         raise ValueError(f"--prompt-cache: there is no folder {target.parent}")
     prefix = PrefixCache(session.model, dtype=arguments.cache_dtype)
-    check_storable(prefix.cache)
     if target.exists():
         prefix.load(target)
     return prefix
