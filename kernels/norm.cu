@@ -31,9 +31,14 @@
 // Rows beyond 8192 (4096 in float32) need 32 columns a thread, whose sums leave no room for the row: its elements
 // are read again for dx from the cache, at most 128 KiB later. Where width or addresses do not allow vectors,
 // elements are taken one by one, and read again from the cache too.
+//
+// Queries and keys are normed where they lie, packed beside the values (norm_heads.cuh): a head is a short row, its
+// threads a power of two up to a warp, and values go through as they are. Bytes: x and out once, 4 a head; the two
+// weights of a head's width come from the cache. At most 64 registers, no shared memory.
 #include "columns.cuh"
 #include "norm_backward.cuh"
 #include "norm_forward.cuh"
+#include "norm_heads.cuh"
 
 extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_forward(
     const REAL* x, const REAL* residual, const PARAM* weight, const PARAM* bias, REAL* total, REAL* out, float* mean,
@@ -89,6 +94,16 @@ extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_backward_wide(
     float* dweight, long long rows, int width) {
     Backward arrays = {x, weight, nullptr, rstd, dout, dtotal, dx, dweight, nullptr};
     differentiate_wide<false>(arrays, rows, width);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 8) norm_heads_forward(
+    const REAL* x, const PARAM* q_weight, const PARAM* k_weight, REAL* out, float* rstd, long long rows, int heads,
+    int kv_heads, int width, int lanes, float eps) {
+    const PackedHeads arrays = {x, q_weight, k_weight, out, rstd, heads, kv_heads, width, eps};
+    const bool whole = width % NEIGHBOURS == 0 && aligned(x, 16) && aligned(q_weight, 16) && aligned(k_weight, 16) &&
+                       aligned(out, 16);
+    if (whole) norm_heads<NEIGHBOURS>(arrays, rows, lanes);
+    else norm_heads<1>(arrays, rows, lanes);
 }
 
 // blockIdx.y: 0 for dweight, 1 for dbias, whose `count` partial rows lie behind those of dweight.

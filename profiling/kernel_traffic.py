@@ -139,6 +139,47 @@ def norms(dtype: str) -> Iterator[Entry]:
                 f"{name}, backward", shape, dtype, "x, dy, weight, statistics in, dx and gradients out",
                 3 * size + 2 * small + saved, 1.05, back(dout),
             )  # fmt: skip
+    yield from _head_norms(dtype)
+
+
+def _head_norms(dtype: str) -> Iterator[Entry]:
+    """Weights come from the cache for every head: a warp's heads read them together."""
+    each, (tokens, heads, kv_heads) = SIZES[dtype], (64, 16, 8)
+    for width in (64, 128):
+        x = array(1, tokens, heads + 2 * kv_heads, width, dtype=dtype)
+        gains = [array(width, dtype=dtype) for _ in range(2)]
+        normed = tokens * (heads + kv_heads)
+        together = max(1, 512 // (width * each))  # heads of a warp
+        yield Entry(
+            "norm_heads", f"{tokens} x {heads} + 2 x {kv_heads} x {width}", dtype,
+            "x in, y and statistics out; a weight for a warp's heads from the cache",
+            2 * x.nbytes + normed * (width * each // together + 4), 1.05,
+            lambda x=x, g=gains: maker("norm_heads").forward(x, *g, heads=heads),
+        )  # fmt: skip
+
+
+def adapters(dtype: str) -> Iterator[Entry]:
+    """Adapters beside a map of 768 to 768 + 2 x 256 columns: the factors once, base in, y out."""
+    each, width, outs, spans = SIZES[dtype], 768, 1280, ((0, 768), (1024, 1280))
+    for rows, rank in ((1, 8), (1, 16), (4, 32)):
+        base, x = array(rows, outs, dtype=dtype), array(rows, width, dtype=dtype)
+        factors = [
+            array(*shape, dtype="float32")
+            for a, b in spans
+            for shape in ((rank, width), (b - a, rank))
+        ]
+        # x is read for every number of the rank, the low product for the columns that a warp makes at once.
+        least = sum(f.nbytes for f in factors) + 2 * base.nbytes
+        columns = sum(b - a for a, b in spans) * rank // 32
+        cached = 2 * rank * x.nbytes + each * rows * rank * (2 + columns)
+        yield Entry(
+            "lora", f"{rows} x {width} to {outs}, rank {rank}", dtype,
+            "factors, base in, y out; x and the low product from the cache",
+            least + cached, 1.05,
+            lambda b=base, x=x, f=factors: maker("lora").forward(
+                b, x, *f, spans=spans, scales=(2.0, 2.0)
+            ),
+        )  # fmt: skip
 
 
 def losses(dtype: str) -> Iterator[Entry]:
@@ -246,7 +287,7 @@ def attentions(dtype: str) -> Iterator[Entry]:
 PARTS = [
     *(
         (part, dtype)
-        for part in (norms, activations, losses, optimizers, attentions)
+        for part in (norms, adapters, activations, losses, optimizers, attentions)
         for dtype in SIZES
     ),
     *((linears, storage) for storage in (*SIZES, *BLOCKED)),

@@ -20,17 +20,17 @@ def _tables(rotated: int, places: int) -> tuple[Floats, Floats]:
 
 def _case(
     note: str, batch: int, tokens: int, heads: int, kv: int, width: int, capacity: int, stop: int,
-    starts: Any, lengths: Any = None, rotated: int = 0, scale: float = 1.0, eight: bool = False,
+    starts: Any, lengths: Any = None, rotated: int = 0, times: float = 1.0, eight: bool = False,
     spoilt: float | None = None, **options: Any,
 ) -> Case:  # fmt: skip
     """``heads`` query heads and ``kv`` key heads; the tables are ``capacity`` long. ``eight``: a cache in 8 bit.
-    ``spoilt`` is the first number of the last value."""
+    ``spoilt`` is the first number of the last value, and all new numbers are ``times`` those of a normal draw."""
     cache: Any = normal(batch, capacity, kv, width, gradient=False)
     if eight:
         cache = Given(lambda random, draw=cache.draw: in_eight_bits(draw(random)))
     packed = normal(batch, tokens, heads + 2 * kv, width, gradient=False)
-    if scale != 1.0:
-        packed = Floats(lambda random, draw=packed.draw: draw(random) * scale, gradient=False)
+    if times != 1.0:
+        packed = Floats(lambda random, draw=packed.draw: draw(random) * times, gradient=False)
     if spoilt is not None:
         packed = Floats(
             lambda random, draw=packed.draw: _spoilt(draw(random), spoilt), gradient=False
@@ -108,8 +108,9 @@ CACHED: list[Case] = [
     _case("a third of a head turned", 1, 1, 2, 1, 48, 40, 33, 32, rotated=16),
     _case("an odd head", 1, 2, 2, 1, 7, 12, 9, 7, rotated=6),
     # Numbers.
-    _case("large scores", 1, 1, 4, 2, 16, 200, 180, 179, rotated=16, scale=10.0),
-    _case("no scores", 1, 1, 4, 2, 16, 200, 180, 179, scale=0.0),
+    _case("large scores", 1, 1, 4, 2, 16, 200, 180, 179, rotated=16, times=10.0),
+    _case("no scores", 1, 1, 4, 2, 16, 200, 180, 179, times=0.0),
+    _case("a scale of its own", 2, 2, 4, 2, 16, 200, 180, [40, 178], [42, 180], rotated=16, scale=1.0),
     # Prompts.
     _case("the first token", 1, 1, 2, 2, 8, 4, 1, 0, rotated=8),
     _case("the first eight", 1, 8, 2, 2, 8, 8, 8, 0, rotated=8),
@@ -118,6 +119,7 @@ CACHED: list[Case] = [
     _case("a prompt, half of it turned", 1, 33, 3, 1, 32, 40, 33, 0, rotated=16),
     _case("a prompt of rows apart", 2, 12, 4, 2, 8, 40, 30, [3, 18], [15, 28], rotated=4),
     _case("a prompt in a window", 1, 20, 2, 1, 8, 60, 50, 30, rotated=8, window=5),
+    _case("a prompt with a scale of its own", 2, 20, 4, 2, 16, 30, 25, 5, rotated=16, scale=0.7),
     _case("a prompt of odd heads", 2, 10, 2, 1, 7, 30, 30, [0, 20], [10, 30], rotated=6),
 ]  # fmt: skip
 
@@ -148,9 +150,10 @@ EIGHT_BIT: list[Case] = [
         for width in (1, 2, 7, 8, 20, 32, 64, 80, 96, 100, 128, 160, 200, 224, 256)
     ),
     _eight("half of a head turned", 2, 2, 4, 2, 64, 40, 33, [20, 31], [22, 33], rotated=32),
-    _eight("large scores", 1, 1, 4, 2, 64, 200, 180, 179, rotated=64, scale=10.0),
-    _eight("new numbers of zero", 1, 1, 4, 2, 64, 200, 180, 179, scale=0.0),
-    _eight("new numbers too small for a scale", 1, 2, 4, 2, 64, 100, 80, 78, scale=1e-7),
+    _eight("large scores", 1, 1, 4, 2, 64, 200, 180, 179, rotated=64, times=10.0),
+    _eight("a scale of its own", 1, 1, 4, 2, 64, 200, 180, 179, rotated=64, scale=0.05),
+    _eight("new numbers of zero", 1, 1, 4, 2, 64, 200, 180, 179, times=0.0),
+    _eight("new numbers too small for a scale", 1, 2, 4, 2, 64, 100, 80, 78, times=1e-7),
     _eight("NaN", 2, 2, 4, 2, 64, 100, 80, 78, spoilt=np.nan),
     _eight("infinity", 2, 2, 4, 2, 64, 100, 80, 78, spoilt=-np.inf),
     _eight("a number too large for a scale", 1, 1, 4, 2, 40, 100, 80, 79, spoilt=1e30),

@@ -25,8 +25,9 @@ from case_specs import (
 from embedding_cases import EMBEDDING
 from flash_cases import FLASH, FLASH_NOT_FINITE
 from linear_cases import LINEAR
+from lora_cases import LORA, LORA_KERNELS
 from loss_cases import LOSS
-from norm_cases import NORM
+from norm_cases import HEADS, NORM
 from optimizer_cases import OPTIMIZER, OPTIMIZER_KERNELS
 from sampling_cases import SAMPLING
 
@@ -207,29 +208,6 @@ def _model_cases() -> list[Case]:
     ]  # fmt: skip
 
 
-def _lora_case(
-    note: str, shape: tuple[int, ...], out: int, spans: Any, ranks: Any, **options: Any
-) -> Case:
-    sizes = [(r, shape[-1], stop - start) for r, (start, stop) in zip(ranks, spans, strict=True)]
-    factors = (f for r, width, rows in sizes for f in (weight(r, width), weight(rows, r)))
-    scales = tuple(0.5 + i for i in range(len(ranks)))
-    base = normal(*shape[:-1], out)
-    x = normal(*shape, gradient=options.get("needs", (True, True))[1])
-    options = {"spans": spans, "scales": scales, **options}
-    return Case("lora", note, (base, x, *factors), options, roundings=6)
-
-
-def _lora_cases() -> list[Case]:
-    return [
-        _lora_case("all columns", (3, 5), 4, ((0, 4),), (2,)),
-        _lora_case("two of three groups", (2, 3, 8), 12, ((0, 6), (9, 12)), (2, 3)),
-        _lora_case("one row, rank 1", (1, 5), 3, ((1, 2),), (1,)),
-        _lora_case("a vector", (6,), 5, ((2, 5),), (2,)),
-        _lora_case("a frozen input", (4, 6), 5, ((0, 2), (2, 5)), (2, 2), needs=(True, False)),
-        _lora_case("many rows", (19, 40), 24, ((8, 24),), (8,)),
-    ]
-
-
 def _sampling_cases() -> list[Case]:
     def case(
         note: str, temperature: Any, top_k: Any, top_p: Any, min_p: Any, rows: int = 3
@@ -267,12 +245,12 @@ def _sampling_cases() -> list[Case]:
 
 CASES: list[Case] = [
     *ATTENTION, *OPTIMIZER,
-    *_norm_cases(), *_elementwise_cases(), *_reduction_cases(), *_linear_cases(),
-    *_model_cases(), *_lora_cases(), *_sampling_cases(),
+    *_norm_cases(), *HEADS, *_elementwise_cases(), *_reduction_cases(), *_linear_cases(),
+    *_model_cases(), *LORA, *_sampling_cases(),
 ]  # fmt: skip
 # What only kernels need to be asked: sizes around their tiles, strange numbers. Too large for numeric
 # gradients; makers are compared with their references on them too.
 KERNEL_CASES: list[Case] = [
-    *ACTIVATION, *CACHED, *DROPOUT, *EIGHT_BIT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LOSS, *NORM,
+    *ACTIVATION, *CACHED, *DROPOUT, *EIGHT_BIT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LORA_KERNELS, *LOSS, *NORM,
     *OPTIMIZER_KERNELS, *ROTARY, *SAMPLING,
 ]  # fmt: skip

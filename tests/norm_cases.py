@@ -53,8 +53,35 @@ def _cases(name: str) -> list[Case]:
     return made
 
 
+def _heads_case(note: str, shape: tuple[int, ...], heads: int, **options: Any) -> Case:
+    gains = (weight(shape[-1]), weight(shape[-1]))
+    return Case("norm_heads", note, (normal(*shape), *gains), {"heads": heads, **options})
+
+
+# In the table that gradients are taken of too: small.
+HEADS: list[Case] = [
+    _heads_case("grouped", (2, 3, 8, 5), 4),
+    _heads_case("as many keys as queries", (1, 2, 3, 4), 1),
+    _heads_case("one token", (1, 1, 5, 8), 3),
+    _heads_case("eps", (1, 2, 4, 6), 2, eps=0.5),
+]
+
+
 NORM: list[Case] = [
     case
     for name in ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
     for case in _cases(name)
 ]
+NORM += [
+    _heads_case(f"heads of {width}", (2, 3, 7, width), 3)
+    for width in (1, 2, 7, 12, 16, 64, 100, 128, 256, 260, 1032)
+]
+NORM += [
+    _heads_case("many tokens", (3, 70, 6, 32), 2),
+    _heads_case("no tokens", (2, 0, 6, 8), 2),
+    Case("norm_heads", "NaN and infinity",
+         (Floats(lambda random: _special().draw(random).reshape(1, 1, 4, 8)), weight(8), weight(8)),
+         {"heads": 2}, smooth=False),
+    Case("norm_heads", "zeros", (fixed(np.zeros((1, 2, 4, 16))), weight(16), weight(16)),
+         {"heads": 2}, smooth=False),
+]  # fmt: skip

@@ -48,7 +48,7 @@ def test_the_ids_are_the_cpu_s(
     gpu: str, family: str, prompt: str, captured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not captured:
-        monkeypatch.setitem(capture.__globals__, "can_capture", lambda model: False)
+        monkeypatch.setitem(capture.__globals__, "why_not", lambda model: "not asked for")
     options = {"temperature": 0, "cache_dtype": "q8_0"}
     there, here = (
         rows(make(place, **FAMILIES[family]).generate(PROMPTS[prompt], 12, **options))

@@ -1,5 +1,6 @@
 """A captured decode step: the same tokens and logits as ordinary steps."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,12 +24,15 @@ CAPTURED: dict[str, dict[str, Any]] = {
     "llama biased": LLAMA | {"qkv_bias": True, "ffn_bias": True, "head_bias": True},
     "geglu": LLAMA | {"activation": "geglu"},
     "silu": {"activation": "silu"},
+    "q/k norm": LLAMA | {"qk_norm": True},
+    "q/k norm, biased": LLAMA | {"qk_norm": True, "qkv_bias": True, "head_dim": 16},
+    "a scale of its own": LLAMA | {"attention_scale": 0.7},
 }
 # What falls back to ordinary steps: an operation that cannot be repeated is no error.
 ORDINARY: dict[str, dict[str, Any]] = {
     "exact gelu": GPT2 | {"activation": "gelu"},
     "window": LLAMA | {"sliding_window": 4},
-    "q/k norm": LLAMA | {"qk_norm": True},
+    "relative": {"position": "relative"},
     "post-norm": GPT2 | {"pre_norm": False},
 }
 if library():  # native code also has all activations, norms that add, attention in a window
@@ -69,7 +73,7 @@ def test_generated_ids_are_the_same(
     model = build(choices)
     options = {"temperature": 0.9, "top_k": 20, "repetition_penalty": 1.2, "seed": 5}
     found = model.generate([3, 1, 4], 40, **options).numpy()
-    monkeypatch.setitem(capture.__globals__, "can_capture", lambda model: False)
+    monkeypatch.setitem(capture.__globals__, "why_not", lambda model: "not asked for")
     np.testing.assert_array_equal(model.generate([3, 1, 4], 40, **options).numpy(), found)
 
 
@@ -84,6 +88,26 @@ def test_what_cannot_be_repeated_is_left_alone(choices: dict[str, Any]) -> None:
     np.testing.assert_allclose(step([4]).numpy()[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("choices", ORDINARY.values(), ids=ORDINARY.keys())
+def test_it_is_said_why(choices: dict[str, Any]) -> None:
+    step = capture(build(choices))
+    assert not step.reason
+    step([3])
+    if choices.get("position") == "relative":
+        assert "relative positions make the bias" in step.reason
+    else:
+        assert re.search(r"^\w+ of float32 \(1, 1, \d+.* cannot be repeated", step.reason)
+    once = step.reason
+    step([4])
+    assert step.reason == once and step.form == "steps"
+
+
+def test_a_captured_step_has_no_reason_against_it() -> None:
+    step = capture(build(LLAMA))
+    step([3])
+    assert step.form == "list" and not step.reason
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bit_weights_are_repeated_by_native_code(dtype: str) -> None:
     model = build(LLAMA | {"tie_embeddings": True}, dtype=dtype)
@@ -96,10 +120,17 @@ def test_sixteen_bit_weights_are_repeated_by_native_code(dtype: str) -> None:
     np.testing.assert_allclose(step([4]).numpy()[0], expected[3], atol=1e-5)
 
 
+ONE_CALL: dict[str, dict[str, Any]] = {
+    "llama": LLAMA | {"tie_embeddings": True},
+    "gpt2": GPT2,
+    "q/k norm": LLAMA | {"qk_norm": True},
+}
+
+
 @pytest.mark.skipif(library() is None, reason="there is no native library")
 @pytest.mark.parametrize("cache_dtype", ["float32", "float16", "q8_0"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0", "q4_0", "q4_1"])
-@pytest.mark.parametrize("choices", [LLAMA | {"tie_embeddings": True}, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("choices", ONE_CALL.values(), ids=ONE_CALL.keys())
 def test_a_step_is_one_native_call(
     choices: dict[str, Any], dtype: str, cache_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +179,7 @@ def test_the_choice_is_part_of_the_call(
     asked.clear()
     found += [step.tokens.tolist() for step in steps]
     assert len(found) == 20 and not asked
-    monkeypatch.setitem(capture.__globals__, "can_capture", lambda model: False)
+    monkeypatch.setitem(capture.__globals__, "why_not", lambda model: "not asked for")
     with reference_only():
         expected = [s.tokens.tolist() for s in model.generate([[3, 1, 4], [1, 5]], 20, **options)]
     assert found == expected

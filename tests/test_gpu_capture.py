@@ -21,6 +21,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "llama tied, windowed": LLAMA | {"tie_embeddings": True, "sliding_window": 3},
     "exact gelu": GPT2 | {"activation": "gelu"},
+    "q/k norm": LLAMA | {"qk_norm": True},
+    "q/k norm, biased": LLAMA | {"qk_norm": True, "qkv_bias": True, "head_dim": 16},
+    "a scale of its own": LLAMA | {"attention_scale": 0.7},
 }
 
 
@@ -76,8 +79,18 @@ def test_a_longer_pass_may_come_between(gpu: str) -> None:
 
 
 def test_what_appends_by_array_code_is_not_captured(gpu: str) -> None:
-    model = build(LLAMA | {"qk_norm": True}, gpu)
-    assert captured(model, [[1, 2]], [3])[2].form == "steps"
+    model = build(LLAMA | {"position": "relative"}, gpu)
+    step = captured(model, [[1, 2]], [3])[2]
+    assert step.form == "steps" and "relative positions make the bias" in step.reason
+
+
+def test_an_operation_without_a_kernel_is_named(gpu: str) -> None:
+    model = Transformer.from_config(
+        TransformerConfig(50, 32, 4, 2, 48, 64, **LLAMA), device=gpu, dtype="float64"
+    )
+    step = captured(model.eval(), [[1, 2]], [3])[2]
+    assert step.form == "steps" and step.reason.endswith("has no kernel")
+    assert "float64" in step.reason
 
 
 def test_a_step_is_five_launches_a_layer() -> None:
@@ -92,6 +105,16 @@ def test_a_step_is_five_launches_a_layer() -> None:
     assert names[1:6] == layer and names[6:11] == layer
     around = ["embedding_forward", "rms_norm_forward", "advance_lengths", "linear_decode"]
     assert [names[0], *names[11:]] == around
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_norms_of_queries_and_keys_are_one_launch_more(batch: int) -> None:
+    model = build(LLAMA | {"qk_norm": True}, "emulated")
+    _, _, step = captured(model, [[1, 2, 3]] * batch, [4] * batch)
+    names = kernels_of_replays(lambda: step(None))
+    linear = "linear_decode" if batch == 1 else "linear_decode_many"
+    layer = [linear, "norm_heads_forward", "attend_cached", linear, linear, linear]
+    assert names[1:13] == layer * 2 and len(names) == 16
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {

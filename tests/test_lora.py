@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_device import kernels_of_replays
 
 from tinytorch_gpu import Transformer, TransformerConfig, ops
 from tinytorch_gpu.config import FAMILIES
@@ -16,7 +17,8 @@ from tinytorch_gpu.core.lora import (
     mergeable,
 )
 from tinytorch_gpu.core.tensor import no_grad
-from tinytorch_gpu.generation import capture
+from tinytorch_gpu.generation import Cache, capture
+from tinytorch_gpu.native import library
 from tinytorch_gpu.training import AdamW, CrossEntropyLoss, decay_groups
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -24,6 +26,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "gpt2": FAMILIES["gpt2"],
     "llama": {**FAMILIES["llama"], "num_kv_heads": 2, "tie_embeddings": True},
     "post-norm": {"pre_norm": False, "qk_norm": True},
+    "llama, q/k norm": {**FAMILIES["llama"], "num_kv_heads": 2, "qk_norm": True},
 }
 IDS = np.array([[1, 2, 3, 4, 5, 6], [6, 7, 8, 9, 10, 11]])
 
@@ -66,7 +69,7 @@ def test_fresh_adapters_change_nothing(name: str) -> None:
     # The activation comes apart from the linear map then, by another maker: a rounding.
     np.testing.assert_allclose(logits(model), before, atol=1e-6)
     groups = {g for place, adapter in adapters(model) for g in adapter.groups}
-    wanted = {"q", "k", "v", "o", "up", "down"} | ({"gate"} if name == "llama" else set())
+    wanted = {"q", "k", "v", "o", "up", "down"} | ({"gate"} if "llama" in name else set())
     assert groups == wanted and len(adapters(model)) == 8
 
 
@@ -129,28 +132,78 @@ def test_queries_and_keys_from_other_inputs_have_adapters_too() -> None:
     np.testing.assert_allclose(apart.numpy(), together.numpy(), atol=1e-5)
 
 
-def test_decoding_with_adapters_beside_is_captured_and_equals_merged() -> None:
-    model = adapted().eval()
-    step = capture(model)
-    beside = [step([token]).numpy().copy() for token in (3, 1, 4, 1)]
-    assert step.form == "list"
-    merge_lora(model)
-    step = capture(model)
-    for before, token in zip(beside, (3, 1, 4, 1), strict=True):
-        np.testing.assert_allclose(step([token]).numpy(), before, atol=1e-5)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama, q/k norm"])
+def test_decoding_with_adapters_beside_is_captured(name: str, batch: int) -> None:
+    """By native code at any batch, by prepared NumPy calls one sequence at a time."""
+    tokens = np.array([[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8]])[:batch]
+    model = adapted(name).eval()
+    step, whole = capture(model, batch), model(tokens).detach().numpy()
+    for i in range(4):
+        np.testing.assert_allclose(step(tokens[:, i]).numpy(), whole[:, i], atol=1e-5)
+    assert step.form == ("list" if batch == 1 or library() else "steps"), step.reason
 
 
-def test_decoding_with_adapters_beside_on_a_gpu_takes_ordinary_steps(gpu: str) -> None:
-    """There is no kernel for it, and that is said, not hidden."""
-    model = adapted(device=gpu).eval()
+@pytest.mark.skipif(library() is None, reason="there is no native library")
+@pytest.mark.parametrize("base", ["float32", "float16", "q8_0"])
+def test_a_step_with_adapters_is_one_native_call(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(dtype="float16" if base == "float16" else "float32").eval()
+    model = model.to(base) if base == "q8_0" else model
+    code, calls = library(), []
+    assert code is not None
+    run = code.run
+    monkeypatch.setattr(code, "run", lambda *given: calls.append(given) or run(*given))
+    step = capture(model, 2)
+    step([3, 1])
+    for n in range(3):
+        step([n, n + 1])
+    assert step.form == "list" and len(calls) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama, q/k norm"])
+def test_decoding_with_adapters_beside_is_captured_on_a_gpu(
+    gpu: str, name: str, batch: int
+) -> None:
+    model, tokens = adapted(name, device=gpu).eval(), np.arange(4 * batch).reshape(batch, 4) % 50
+    step = capture(model, batch)
+    whole = model(tokens).detach().cpu().numpy()
+    for i in range(4):
+        found = step(model.device.asarray(tokens[:, i])).cpu().numpy()
+        np.testing.assert_allclose(found, whole[:, i], atol=2e-5)
+    assert step.form == ("graph" if gpu == "cuda" else "checked list"), step.reason
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_beside_16_bits_are_captured_on_a_gpu(gpu: str, dtype: str) -> None:
+    pytest.importorskip("ml_dtypes")
+    model = adapted(device=gpu, dtype=dtype).eval()
+    cache, step = Cache.for_model(model, 1, 16), capture(model)
+    for token in (3, 1, 4):
+        found = step(model.device.asarray([token])).cpu().numpy().astype(np.float32)
+        with no_grad():
+            expected = model([[token]], cache=cache).cpu().numpy()[0, -1].astype(np.float32)
+        # The step norms within the linear map, which rounds once less.
+        np.testing.assert_allclose(
+            found[0], expected, atol=2.0**-5 if dtype == "bfloat16" else 2.0**-8
+        )
+    assert step.form in ("graph", "checked list"), step.reason
+
+
+@pytest.mark.parametrize(("targets", "launches"), [(("q", "v"), 8), ("all", 16)])
+def test_launches_of_a_step_with_adapters(targets: Any, launches: int) -> None:
+    """Two for each linear map with adapters, and a norm or an activation next to one is its own."""
+    model = adapted(targets=targets, device="emulated").eval()
     step = capture(model)
-    beside = [step([token]).cpu().numpy().copy() for token in (3, 1)]
-    assert step.form == "steps"
-    merge_lora(model)
-    step = capture(model)
-    for before, token in zip(beside, (3, 1), strict=True):
-        np.testing.assert_allclose(step([token]).cpu().numpy(), before, atol=1e-5)
-    assert step.form in ("graph", "checked list")
+    step(model.device.asarray([3]))
+    names = kernels_of_replays(lambda: step(None))
+    layer = names[1 : 1 + launches]
+    assert names[1 + launches : 1 + 2 * launches] == layer
+    assert len(names) == 2 * launches + 4
+    adapters_of_layer = layer.count("lora_lower"), layer.count("lora_raise")
+    assert adapters_of_layer == ((1, 1) if launches == 8 else (4, 4))
 
 
 # --- what is trained ------------------------------------------------------------------------------

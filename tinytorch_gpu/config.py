@@ -178,11 +178,6 @@ class TransformerConfig:
         return self.activation in GATED
 
     @property
-    def direct(self) -> bool:
-        """Whether attention needs nothing between the projections and the cache but rotary positions."""
-        return not self.qk_norm and self.position != "relative" and self.attention_scale is None
-
-    @property
     def decoder_only(self) -> bool:
         """Whether the model predicts the next token from those before it and nothing else."""
         return self.head and self.causal and not self.encoder_layers

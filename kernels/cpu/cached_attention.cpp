@@ -37,6 +37,7 @@ struct CachedAttentionArguments {
     int64_t places_pitch, positions_pitch;
     int64_t key_row, key_place, key_head, value_row, value_place, value_head;  // strides, in elements
     int64_t scale_row, scale_place, scale_head;                               // of both
+    double scale;  // of the products of queries and keys
 };
 
 // A row of the batch: what its queries see, and how it is cut.
@@ -181,7 +182,7 @@ struct Head {
         for (int64_t r = 0; r < rows;) {
             const float* queries = room.queries + r * a.width;
             float* scores = room.scores + r * BLOCK;
-            const float scale = 1.0f / sqrtf(float(a.width));
+            const float scale = float(a.scale);
             const int64_t some = least(3, rows - r);
             if (some == 3) score_rows<3>(keys, values, r == 0, from, to, queries, a.width, scale, scores, BLOCK);
             else if (some == 2) score_rows<2>(keys, values, r == 0, from, to, queries, a.width, scale, scores, BLOCK);

@@ -1,4 +1,5 @@
-// Layer and RMS norm, each also with the residual addition in front of it: a row at a time.
+// Layer and RMS norm, each also with the residual addition in front of it, and the norm of packed heads: a row at a
+// time.
 //
 // A row is read once from memory; its sum of squares and the result find it in the first-level cache
 // (of up to 8192 floats). Moved: x, the residual where there is one, and what is written, once each. The
@@ -79,16 +80,45 @@ static inline void norm_row(const NormArguments& a, int64_t row) {
 }
 
 template <class Kind>
-static void norm_rows(const NormArguments& a, Thread& thread) {
-    const Span own = share(thread, a.rows);
-    for (int64_t row = own.first; row < own.last; row++) norm_row<Kind>(a, row);
+static void norm_rows(const NormArguments& a, Span rows) {
+    for (int64_t row = rows.first; row < rows.last; row++) norm_row<Kind>(a, row);
 }
 
-static void norm(const NormArguments& a, Thread& thread) {
+static void norm_some(const NormArguments& a, Span rows) {
     switch (a.format) {
-        case FLOAT32: return norm_rows<Float32>(a, thread);
-        case FLOAT16: return norm_rows<Float16>(a, thread);
-        default: return norm_rows<BFloat16>(a, thread);
+        case FLOAT32: return norm_rows<Float32>(a, rows);
+        case FLOAT16: return norm_rows<Float16>(a, rows);
+        default: return norm_rows<BFloat16>(a, rows);
+    }
+}
+
+static void norm(const NormArguments& a, Thread& thread) { norm_some(a, share(thread, a.rows)); }
+
+struct NormHeadsArguments {
+    const float* x;        // (tokens, heads + 2 kv_heads, width)
+    const void *q_weight;  // (width,) in `format`, of the queries
+    const void *k_weight;  // (width,), of the keys
+    float* out;            // as x
+    float* rstd;           // (tokens, heads + kv_heads) or null
+    int64_t tokens, heads, kv_heads, width, format;
+    double eps;
+};
+
+// The RMS norm of queries and keys; values stay as they are. Moved: x and out, once each.
+static void norm_heads(const NormHeadsArguments& a, Thread& thread) {
+    const int64_t normed = a.heads + a.kv_heads, total = normed + a.kv_heads;
+    const Span own = share(thread, a.tokens * total);
+    for (int64_t row = own.first; row < own.last; row++) {
+        const int64_t token = row / total, head = row % total, at = row * a.width;
+        if (head >= normed) {
+            memcpy(a.out + at, a.x + at, 4 * size_t(a.width));
+            continue;
+        }
+        float* rstd = a.rstd ? a.rstd + token * normed + head : nullptr;
+        const void* weight = head < a.heads ? a.q_weight : a.k_weight;
+        const NormArguments one = {a.x + at, nullptr, weight, nullptr, nullptr, a.out + at,
+                                   nullptr,  rstd,    1,      a.width, a.format, a.eps};
+        norm_some(one, {0, 1});
     }
 }
 
@@ -157,4 +187,5 @@ static void norm_backward(const NormBackwardArguments& a, Thread& thread) {
 }  // namespace ISA
 
 OPERATION(norm, NormArguments)
+OPERATION(norm_heads, NormHeadsArguments)
 OPERATION(norm_backward, NormBackwardArguments)

@@ -158,7 +158,7 @@ class MultiHeadAttention(Module):
         causal = self.config.causal if causal is None else causal
         itself = key is None and value is None
         bias = None if positions is None else positions.bias
-        simple = mask is None and not return_attention_weights and self.config.direct
+        simple = mask is None and bias is None and not return_attention_weights
         if cache is not None and itself and simple:
             mixed = self._step(x, cache, layer, rotary, positions, causal)
             return self.projection_dropout.add(self.out, mixed, residual)
@@ -183,32 +183,31 @@ class MultiHeadAttention(Module):
         self, x: Tensor, cache: Any, layer: int, rotary: Rotary | None, positions: Any, causal: bool
     ) -> Tensor:
         """Attention through the cache in one operation, for inference: (B, T, H D)."""
-        heads, shared = self.num_heads, self.num_kv_heads
-        packed = self.qkv(x).reshape(*x.shape[:2], heads + 2 * shared, self.head_dim)
         tables: tuple[Any, ...] = ()
         if rotary is not None:
             tables = (*rotary.tables(positions.stop), positions.array(x))
         return ops.cached_attention(
-            packed, *cache.arrays(layer), *tables, heads=heads, stop=cache.stop, causal=causal,
-            window=self.config.sliding_window,
+            self._packed(x), *cache.arrays(layer), *tables, heads=self.num_heads, stop=cache.stop,
+            causal=causal, scale=self.config.attention_scale, window=self.config.sliding_window,
         )  # fmt: skip
 
-    def _project(self, x: Tensor, rotary: Rotary | None, positions: Any) -> tuple[Tensor, ...]:
-        """Queries (B, T, H, D), keys and values (B, T, K, D) of one input, by one product."""
+    def _packed(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (B, T, H + 2 K, D) of one input by one product, normed where they lie."""
         heads, shared = self.num_heads, self.num_kv_heads
         packed = self.qkv(x).reshape(*x.shape[:2], heads + 2 * shared, self.head_dim)
-        if rotary is not None and not self.config.qk_norm:
-            packed = self._turn(packed, rotary, positions, heads + shared)
-        q, k, v = ops.split_heads(packed, sizes=(heads, shared, shared))
-        if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-            if rotary is not None:
-                q, k = (self._turn(y, rotary, positions, None) for y in (q, k))
-        return q, k, v
+        if not self.config.qk_norm:
+            return packed
+        gains = self.q_norm.gamma, self.k_norm.gamma
+        return ops.norm_heads(packed, *gains, heads=heads, eps=self.config.norm_eps)
 
-    def _turn(self, x: Tensor, rotary: Rotary, positions: Any, heads: int | None) -> Tensor:
-        cos, sin = rotary.tables(positions.stop)
-        return ops.rotary(x, cos, sin, positions.array(x), heads=heads)
+    def _project(self, x: Tensor, rotary: Rotary | None, positions: Any) -> tuple[Tensor, ...]:
+        """Queries (B, T, H, D), keys and values (B, T, K, D) of one input."""
+        heads, shared, packed = self.num_heads, self.num_kv_heads, self._packed(x)
+        if rotary is not None:
+            cos, sin = rotary.tables(positions.stop)
+            packed = ops.rotary(packed, cos, sin, positions.array(x), heads=heads + shared)
+        q, k, v = ops.split_heads(packed, sizes=(heads, shared, shared))
+        return q, k, v
 
     def _project_apart(self, x: Tensor, key: Any, value: Any) -> tuple[Tensor, ...]:
         """Cross-attention: keys and values from other inputs, (B, S, embed_dim)."""

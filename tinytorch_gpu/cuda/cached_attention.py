@@ -76,7 +76,7 @@ def _shared(width: int, tokens: int, queries: int, splits: int, itemsize: int) -
 
 def _decode(
     x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
-    heads: int, stop: int, causal: bool, window: int | None,
+    heads: int, stop: int, causal: bool, scale: float, window: int | None,
 ) -> Any:  # fmt: skip
     """A few new tokens: everything in one launch."""
     (batch, tokens, _, width), kv_heads = x.shape, place.keys.shape[2]
@@ -94,7 +94,7 @@ def _decode(
         None if isinstance(starts, int) else packed(starts), packed(lengths), cos, sin, positions,
         out, scratch, _counters(x, blocks), per_batch if batch > 1 else 0, half, table_kind,
         *place.arguments(), tokens, heads, kv_heads, width, starts if isinstance(starts, int) else 0,
-        stop, _FAR if window is None else window, width**-0.5, causal, sets, least,
+        stop, _FAR if window is None else window, scale, causal, sets, least,
         shared=_shared(width, tokens, queries, splits, itemsize),
         REAL=element(x), CACHE=place.element, QUERIES=queries,
     )  # fmt: skip
@@ -121,21 +121,30 @@ def _append(
 
 def _run(
     x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
-    heads: int, stop: int, causal: bool, window: int | None,
+    heads: int, stop: int, causal: bool, scale: float | None, window: int | None,
 ) -> Any:  # fmt: skip
     x = packed(x)
     batch, tokens, _, width = x.shape
+    scale = width**-0.5 if scale is None else scale
     if not x.size:
         return empty(x, (batch, tokens, heads * width))
     if tokens <= MOST_TOKENS:
         return _decode(
-            x, place, starts, lengths, cos, sin, positions, heads, stop, causal, window
+            x, place, starts, lengths, cos, sin, positions, heads, stop, causal, scale, window
         )  # fmt: skip
     q = _append(x, place, starts, cos, sin, positions, heads)
     k, v = _known(place, stop, x)
     firsts = None if isinstance(starts, int) else starts
     out, _ = attend(
-        q, k, v, lengths=lengths, starts=firsts, causal=causal, window=window, want_lse=False
+        q,
+        k,
+        v,
+        lengths=lengths,
+        starts=firsts,
+        causal=causal,
+        scale=scale,
+        window=window,
+        want_lse=False,
     )
     return out.reshape(batch, tokens, heads * width)
 
@@ -212,10 +221,10 @@ def _is_per_row(x: Any, batch: int) -> bool:
 def _forward(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     given = (starts, lengths, cos, sin, positions)
-    return _run(packed, place_of(keys, values), *given, heads, stop, causal, window)
+    return _run(packed, place_of(keys, values), *given, heads, stop, causal, scale, window)
 
 
 def _accepts(
@@ -229,7 +238,7 @@ def _accepts(
 def paged_attention(
     packed: Any, key_pages: Any, value_pages: Any, table: Any, starts: Any, lengths: Any,
     cos: Any = None, sin: Any = None, positions: Any = None, *, heads: int, stop: int | None = None,
-    causal: bool = True, window: int | None = None,
+    causal: bool = True, scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     """``cached_attention`` over a cache in pages.
 
@@ -247,7 +256,7 @@ def paged_attention(
             f"paged attention cannot take new tokens {packed.shape} in {packed.dtype}, pages "
             f"{key_pages.shape} in {key_pages.dtype} and a table {table.shape} with stop {stop}"
         )
-    return _run(packed, place, *given, heads, stop, causal, window)
+    return _run(packed, place, *given, heads, stop, causal, scale, window)
 
 
 def _table(table: Any, batch: int) -> Any:

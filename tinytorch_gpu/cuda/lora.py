@@ -1,7 +1,7 @@
-"""Low-rank adapters on a GPU: products of cuBLAS in the dtype of the activations.
+"""Low-rank adapters on a GPU: launches of kernels/lora.cu for the few rows of a decode step, products of
+cuBLAS in the dtype of the activations for more.
 
-A decode step has no kernel of its own for them: merge the adapters into the weights before generating,
-which costs nothing per token.
+Merged into the weights before generating they cost nothing per token.
 """
 
 import math
@@ -11,11 +11,54 @@ from ..backend import DEVICES, kind, namespace, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import lora
-from .launch import is_element
+from .launch import ELEMENTS, Source, element, empty, is_element, packed
 from .linear import MOST_ROWS, as_rows, product
+
+SOURCE = Source(
+    "lora.cu",
+    only=lambda v: v["PARAM"] in ("float", v["REAL"]),
+    REAL=ELEMENTS.values(),
+    PARAM=ELEMENTS.values(),
+)
+_lower, _raise = SOURCE.kernel("lora_lower"), SOURCE.kernel("lora_raise")
+# What kernels/lora.cu has: parts of a weight, rows of x and columns that a block takes.
+PARTS, _ROWS, _COLUMNS, _THREADS = 3, 4, 128, 128
+
+
+def _few(base: Any, x: Any, factors: Any, spans: Any, scales: Any) -> Any:
+    """Up to ``MOST_ROWS`` rows in two launches."""
+    rows, width, outs = math.prod(x.shape[:-1]), x.shape[-1], base.shape[-1]
+    none = (None,) * (PARTS - len(spans))
+    a, b = ([*map(packed, factors[i::2]), *none] for i in range(2))
+    ranks = [0 if f is None else len(f) for f in a]
+    starts, stops = ([*ends, *(0 for _ in none)] for ends in zip(*spans, strict=True))
+    low, out = empty(x, (rows * sum(ranks),)), empty(base, base.shape)
+    variant = {"REAL": element(x), "PARAM": element(factors[0])}
+    sets, sizes = -(-rows // _ROWS), (*ranks, *scales, *(0.0 for _ in none))
+    _lower((sum(ranks), sets), _THREADS, packed(x), *a, low, rows, width, *sizes, **variant)
+    lanes = min(32, 1 << (max(ranks) - 1).bit_length())
+    _raise(
+        (-(-outs // _COLUMNS), sets), _THREADS, packed(base), *b, low, out, rows, outs, *ranks, *starts,
+        *stops, lanes, **variant,
+    )  # fmt: skip
+    inner, first = [], 0
+    for rank in ranks[: len(spans)]:
+        inner.append(low[first : first + rows * rank].reshape(*x.shape[:-1], rank))
+        first += rows * rank
+    return out, (x, *inner, *factors)
+
+
+def _is_few(base: Any, x: Any, factors: Any, spans: Any) -> bool:
+    """Whether the kernels take these arguments."""
+    dtypes = {f.dtype for f in factors}
+    narrow_enough = len(dtypes) == 1 and (element(factors[0]) in ("float", element(x)))
+    short = math.prod(x.shape[:-1]) <= MOST_ROWS
+    return short and narrow_enough and 0 < len(spans) <= PARTS and base.shape[-1] < 2**31
 
 
 def _forward(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: Any = None) -> Any:
+    if _is_few(base, x, factors, spans):
+        return _few(base, x, factors, spans, scales)
     rows, out, inner = as_rows(x), base.copy(), []
     flat = as_rows(out)
     for (start, stop), scale, a, b in zip(spans, scales, factors[::2], factors[1::2], strict=True):
@@ -41,14 +84,14 @@ def _backward(residuals: Any, dout: Any, *, spans: Any, scales: Any, needs: Any 
 
 
 def _accepts(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: Any = None) -> bool:
-    rows = math.prod(x.shape[:-1])
+    many = grad_enabled() or math.prod(x.shape[:-1]) > MOST_ROWS
     return (
         kind(x) in DEVICES
         and is_element(base, x, *factors)
         and base.dtype == x.dtype
         and base.flags.c_contiguous
         and bool(x.size)
-        and (grad_enabled() or rows > MOST_ROWS)
+        and (many or _is_few(base, x, factors, spans))
     )
 
 

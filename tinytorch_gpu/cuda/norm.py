@@ -3,13 +3,15 @@
 from typing import Any
 
 from ..backend import dtype_name
-from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, norm_heads, rms_norm
+from ..ops.norm import heads_gradient, normed_heads
 from .launch import ELEMENTS, Source, element, empty, packed, processors
 
 _MOST_THREADS, _SHORT_BLOCK = 512, 128
 _RESIDENT = 512  # threads of the forward that the registers of a processor are enough for
 _FORWARD_ELEMENTS, _BACKWARD_BYTES, _WIDE_ELEMENTS = 16, 32, 32  # of a row in a thread
 _MOST_WIDTH = _MOST_THREADS * _WIDE_ELEMENTS
+_RESIDENT_HEADS = 1024  # the same of the norm of heads
 _ROWS_A_PARTIAL, _LEAST_PARTIALS = 64, 16
 
 SOURCE = Source(
@@ -27,6 +29,7 @@ _layer_backward = SOURCE.kernel("layer_norm_backward")
 _rms_backward = SOURCE.kernel("rms_norm_backward")
 _layer_backward_wide = SOURCE.kernel("layer_norm_backward_wide")
 _rms_backward_wide = SOURCE.kernel("rms_norm_backward_wide")
+_heads_forward = SOURCE.kernel("norm_heads_forward")
 _sum_gradients = SOURCE.kernel("sum_norm_gradients")
 
 
@@ -75,7 +78,7 @@ def _forward(x: Any, residual: Any, weight: Any, bias: Any, eps: float, centred:
 def _backward(residuals: Any, dout: Any, dtotal: Any = None) -> Any:
     """The gradients of x, weight and, with a mean among the residuals, bias."""
     x, weight, *mean, rstd = residuals
-    x, weight, dout, dtotal = map(packed, (x, weight, dout, dtotal))
+    x, weight, rstd, dout, dtotal = map(packed, (x, weight, rstd, dout, dtotal))
     width = x.shape[-1]
     rows, elements = x.size // width, _BACKWARD_BYTES // x.dtype.itemsize
     wide = width > _MOST_THREADS * elements
@@ -103,6 +106,24 @@ def _partials(x: Any, rows: int, groups: int) -> int:
     leaves a row of partial sums behind."""
     most = min(-(-rows // groups), processors(x))
     return max(1, min(most, max(_LEAST_PARTIALS, rows // _ROWS_A_PARTIAL)))
+
+
+def _heads(x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 1e-6) -> Any:
+    x, q_weight, k_weight = map(packed, (x, q_weight, k_weight))
+    count, (batch, tokens, total, width) = normed_heads(x, heads), x.shape
+    out, rstd = empty(x, x.shape), empty(x, (batch, tokens, count, 1), "float32")
+    rows, lanes = batch * tokens * total, _heads_group(width, x.itemsize)
+    grid = min(-(-rows * lanes // _SHORT_BLOCK), processors(x) * (_RESIDENT_HEADS // _SHORT_BLOCK))
+    _heads_forward(
+        grid, _SHORT_BLOCK, x, q_weight, k_weight, out, rstd, rows, heads, count - heads, width, lanes,
+        eps, **_variant(x, q_weight),
+    )  # fmt: skip
+    return out, (x, q_weight, k_weight, rstd)
+
+
+def _heads_group(width: int, itemsize: int) -> int:
+    """How many threads share a head: one for each 16 bytes, a power of two up to a warp."""
+    return min(32, 1 << (max(1, width * itemsize // 16) - 1).bit_length())
 
 
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
@@ -134,6 +155,10 @@ def _add_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 0.0) -
     return dx, dx, *gradients
 
 
+def _heads_backward(residuals: Any, dout: Any, *, heads: int, eps: float = 0.0) -> Any:
+    return heads_gradient(_backward, residuals, dout, heads)
+
+
 def _norm_accepts(x: Any, weight: Any, bias: Any = None, *, eps: float = 0.0) -> bool:
     real, param = dtype_name(x.dtype), dtype_name(weight.dtype)
     if real not in ELEMENTS or param not in ELEMENTS or not x.shape:
@@ -150,7 +175,14 @@ def _add_accepts(x: Any, residual: Any, *parameters: Any, eps: float = 0.0) -> b
     return same and _norm_accepts(x, *parameters)
 
 
+def _heads_accept(x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 0.0) -> bool:
+    same = q_weight.shape == k_weight.shape and q_weight.dtype == k_weight.dtype
+    whole = len(x.shape) == 4 and 0 < heads < x.shape[2] and (x.shape[2] - heads) % 2 == 0
+    return same and whole and _norm_accepts(x, q_weight)
+
+
 layer_norm.maker("cuda", _layer, _norm_backward, _norm_accepts)
 rms_norm.maker("cuda", _rms, _norm_backward, _norm_accepts)
 add_layer_norm.maker("cuda", _add_layer, _add_backward, _add_accepts)
 add_rms_norm.maker("cuda", _add_rms, _add_backward, _add_accepts)
+norm_heads.maker("cuda", _heads, _heads_backward, _heads_accept)

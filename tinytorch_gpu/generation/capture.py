@@ -4,10 +4,11 @@ The recorded step is a real one, of a cache that is fixed: where the new token s
 arrays that stay where they are, so nothing of a position freezes. On the CPU each operation of the step
 prepares itself to be repeated in place (``Maker.plan``), the choice of the next token too; those with
 native code become one list that one native call replays. On a GPU the kernels are launched again on the same memory (``launches``). If
-an operation can do neither, the step stays as it is.
+an operation can do neither, the step stays as it is and says why.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..backend import DEVICES
 from ..core.op import Call, record
 from ..core.tensor import no_grad, wrap
 from .cache import Cache
-from .launches import is_view, record_launches
+from .launches import CannotRepeatError, described, is_view, record_launches
 from .sampler import Sampler
+
+_log = logging.getLogger(__name__)
 
 
 def capture(
@@ -42,8 +45,8 @@ class DecodeStep:
 
     ``form`` says what is repeated: "graph" (a CUDA graph), "checked list" (its launches one by one, on
     the emulated device) or "list" (prepared calls, on the CPU); "steps" before the first call, and
-    where an operation cannot be repeated, so that each call is an ordinary pass. Between calls the
-    cache may be rolled back, reset, restored or fed by other passes.
+    where an operation cannot be repeated, so that each call is an ordinary pass: ``reason`` says why.
+    Between calls the cache may be rolled back, reset, restored or fed by other passes.
     """
 
     def __init__(self, model: Any, cache: Cache, sampler: Sampler | None = None):
@@ -51,7 +54,7 @@ class DecodeStep:
         zeros = model.device.zeros
         self.ids = zeros((cache.batch, 1), "int64") if sampler is None else sampler.ids
         self.logits: Any = None
-        self.form = "steps"
+        self.form, self.reason = "steps", ""
         self._repeat: Callable[[], None] | None = None
         self._tried = False
 
@@ -62,11 +65,16 @@ class DecodeStep:
                 self.ids[:, 0] = self.model.device.asarray(ids)
             if self._repeat is not None:
                 self._replay(self._repeat)
-            elif self._tried or not can_capture(self.model):
-                self._run()
-            else:
+            elif self._may_record():
                 self._record()
+            else:
+                self._run()
             return self.logits if self.sampler is None else self.sampler.ids[:, 0]
+
+    def _may_record(self) -> bool:
+        if not self._tried:
+            self.reason = why_not(self.model)
+        return not self.reason
 
     def _run(self) -> None:
         """An ordinary step: a pass over the ids, and the choice."""
@@ -91,32 +99,39 @@ class DecodeStep:
         if self.model.rotary is not None:
             self.model.rotary.tables(self.cache.capacity)  # the tables must not move later
         self.cache.fix()
-        if place.kind in DEVICES:
-            self._repeat = record_launches(self._run, self.cache)
-            form = "graph" if place.kind == "cuda" else "checked list"
-        else:
-            self._repeat, form = _record_plans(self), "list"
-        if self._repeat is None:
+        try:
+            if place.kind in DEVICES:
+                self._repeat = record_launches(self._run, self.cache)
+                self.form = "graph" if place.kind == "cuda" else "checked list"
+            else:
+                self._repeat, self.form = _record_plans(self), "list"
+        except CannotRepeatError as error:  # the step itself has been taken
+            self.reason = str(error)
             self.cache.unfix()
-        else:
-            self.form = form
+            _log.info("decode steps are ordinary passes: %s", error)
 
 
-def can_capture(model: Any) -> bool:
-    """Whether steps of this model may be captured."""
-    if nvtx.on and not nvtx.graphs:  # layers and parts have ranges in ordinary steps only
-        return False
-    if model.encoder is not None or not model.config.direct:
-        return False  # keys and values are appended, and biases added, by operations of their own
-    return model.device.kind == "cpu" or model.device.kind in DEVICES
+def why_not(model: Any) -> str:
+    """Why steps of this model must not be captured; nothing if they may."""
+    if nvtx.on and not nvtx.graphs:
+        return "layers and parts have NVTX ranges in ordinary steps only"
+    if model.encoder is not None:
+        return (
+            "a decoder that looks at a source reads its keys and values by operations of their own"
+        )
+    if model.config.position == "relative":
+        return "relative positions make the bias of the scores by plain array code at each step"
+    if model.device.kind != "cpu" and model.device.kind not in DEVICES:
+        return f"nothing on {model.device} can be repeated"
+    return ""
 
 
 # --- on the CPU ---
 
 
-def _record_plans(step: DecodeStep) -> Callable[[], None] | None:
+def _record_plans(step: DecodeStep) -> Callable[[], None]:
     """Take an ordinary step; return one function of what its operations have planned. A choice that
-    cannot be repeated is made anew behind it."""
+    cannot be repeated is made anew behind it; an operation is a CannotRepeatError."""
     from ..native import replay
 
     choose, step.sampler = step.sampler, None
@@ -128,18 +143,25 @@ def _record_plans(step: DecodeStep) -> Callable[[], None] | None:
                 choose(step.logits)
     finally:
         step.sampler = choose
-    model, choice = (
-        [_plan(call) for call in some if not is_view(call)]
-        for some in (calls[:count], calls[count:])
-    )
-    if not model or any(plan is None for plan in model):
-        return None
-    if choose is not None and any(plan is None for plan in choice):
-        choice = [functools.partial(choose, step.logits)]
-    return replay([*model, *choice])
+    plans = _plans(calls[:count])
+    if choose is None:
+        return replay(plans)
+    try:
+        return replay([*plans, *_plans(calls[count:])])
+    except CannotRepeatError:
+        return replay([*plans, functools.partial(choose, step.logits)])
 
 
-def _plan(call: Call) -> Any:
-    if call.maker is None or call.maker.plan is None:
-        return None
-    return call.maker.plan(call.result, *call.arrays, **call.options)
+def _plans(calls: list[Call]) -> list[Any]:
+    """What repeats the calls that are no views; one that cannot be repeated is a CannotRepeatError."""
+    plans = []
+    for call in calls:
+        if is_view(call):
+            continue
+        if call.maker is None or call.maker.plan is None:
+            raise CannotRepeatError(f"{described(call)} is done by code that cannot be repeated")
+        plan = call.maker.plan(call.result, *call.arrays, **call.options)
+        if plan is None:
+            raise CannotRepeatError(f"{described(call)} cannot be repeated for these arguments")
+        plans.append(plan)
+    return plans

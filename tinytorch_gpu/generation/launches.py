@@ -1,6 +1,7 @@
 """The kernels of a decode step on a GPU, launched again on the same memory, all as one CUDA graph.
 
-A norm is done by the linear map behind it, so that a layer is five launches.
+A norm is done by the linear map behind it, so that a layer is five launches; the norm of queries and keys is a sixth, and
+adapters beside a linear map two more, with a norm in front of their own.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from ..core.tensor import no_grad
 from .cache import Cache
 
 
-def record_launches(run: Callable[[], None], cache: Cache) -> Callable[[], None] | None:
-    """Run a step through a fixed cache; return what repeats it as one graph, None if an operation has
-    no kernel."""
+def record_launches(run: Callable[[], None], cache: Cache) -> Callable[[], None]:
+    """Run a step through a fixed cache; return what repeats it as one graph. An operation without a
+    kernel is a CannotRepeatError."""
     from ..cuda.graph import graph_of
     from ..cuda.launch import Arena
 
@@ -24,14 +25,16 @@ def record_launches(run: Callable[[], None], cache: Cache) -> Callable[[], None]
     with arena.recording(), record(calls):
         run()
     launches = _repeatable(calls, len(cache.keys))
-    if launches is None:
-        return None
 
     def again() -> None:
         for launch in launches:
             launch()
 
     return graph_of(cache.device, again).replay
+
+
+class CannotRepeatError(Exception):
+    """A step holds an operation that cannot be repeated: the message says which."""
 
 
 class _Recorded(list[Call]):
@@ -47,18 +50,20 @@ class _Recorded(list[Call]):
         super().append(call)
 
 
-def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]] | None:
-    """The functions that launch the recorded kernels again; None if an operation has none."""
+def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]]:
+    """The functions that launch the recorded kernels again."""
     if sum(call.op.name == "cached_attention" for call in calls) != layers:
-        return None  # keys and values were appended by plain array code
+        raise CannotRepeatError("keys and values were appended by plain array code")
     made: list[Callable[[], None]] = []
     skip = False
     for i, call in enumerate(calls):
         if skip or is_view(call):
             skip = False
             continue
-        if call.maker is None or not _in_place(call):
-            return None
+        if call.maker is None:
+            raise CannotRepeatError(f"{described(call)} has no kernel")
+        if not _in_place(call):
+            raise CannotRepeatError(f"{described(call)} copies an argument that is not contiguous")
         after = calls[i + 1] if i + 1 < len(calls) else None
         fused = _normed_linear(call, after, calls)
         skip = fused is not None
@@ -84,6 +89,12 @@ def _in_place(call: Call) -> bool:
     """Whether the kernels take the arrays as they lie: a copy made first would be new memory."""
     given = [a for a in call.arrays if hasattr(a, "flags")]
     return call.op.name == "cached_attention" or all(a.flags.c_contiguous for a in given)
+
+
+def described(call: Call) -> str:
+    """An operation and its arrays, in words."""
+    arrays = [f"{a.dtype} {tuple(a.shape)}" for a in call.arrays if hasattr(a, "shape")]
+    return f"{call.op.name} of {', '.join(arrays)}"
 
 
 def is_view(call: Call) -> bool:

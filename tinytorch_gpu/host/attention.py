@@ -193,7 +193,7 @@ def _normalize(weights: Any) -> None:
 def cached(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     """The forward of ``cached_attention``."""
     kv_heads = (packed.shape[2] - heads) // 2
@@ -206,7 +206,7 @@ def cached(
     keys, values = (narrow(widen(cache[:, :stop]), packed.dtype) for cache in (keys, values))
     out, _ = _forward(
         packed[:, :, :heads], keys, values, None, None, lengths, firsts,
-        causal=causal, window=window,
+        causal=causal, scale=scale, window=window,
     )  # fmt: skip
     return out.reshape(*out.shape[:2], -1)
 

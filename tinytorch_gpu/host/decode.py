@@ -11,7 +11,7 @@ from .attention import accepts_cached, cached
 def _plan(
     out: Any, packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     """One token of one sequence that sees all keys; None for anything else."""
     batch, count, total, width = packed.shape
@@ -31,7 +31,7 @@ def _plan(
     new_keys, new_values = parts[heads : heads + kv_heads], parts[heads + kv_heads :]
     all_keys = keys[0].transpose(1, 2, 0)[:, None]
     all_values = values[0].transpose(1, 0, 2)[:, None]
-    scale = packed.dtype.type(width**-0.5)
+    factor = packed.dtype.type(width**-0.5 if scale is None else scale)
     asked = parts[:heads].reshape(queries.shape)
 
     def turn(position: int) -> None:
@@ -46,7 +46,7 @@ def _plan(
             turn(position)
             new_values[...] = packed[0, 0, heads + kv_heads :]
         keys[0, position], values[0, position] = new_keys, new_values
-        numpy.multiply(asked, scale, out=queries)
+        numpy.multiply(asked, factor, out=queries)
         scores = numpy.matmul(queries, all_keys[..., : position + 1])
         scores -= numpy.maximum.reduce(scores, axis=-1, keepdims=True)
         numpy.exp(scores, out=scores)

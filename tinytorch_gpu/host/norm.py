@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 
 from ..core.tensor import grad_enabled
-from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, norm_heads, rms_norm
+from ..ops.norm import heads_gradient, normed_heads
 from .buffers import column_sums, plain, row_blocks, rows_of
 from .threads import share
 
@@ -137,8 +138,26 @@ def add_rms_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-
     return dx, dx, dweight
 
 
+def _heads(x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 1e-6) -> Any:
+    count, out = normed_heads(x, heads), x.copy()
+    normed = out[:, :, :count]
+    rstd = 1 / numpy.sqrt(numpy.vecdot(normed, normed)[..., None] / x.shape[3] + eps)
+    normed *= rstd
+    normed[:, :, :heads] *= q_weight
+    normed[:, :, heads:] *= k_weight
+    return out, (x, q_weight, k_weight, rstd)
+
+
+def _heads_backward(residuals: Any, dout: Any, *, heads: int, eps: float = 1e-6) -> Any:
+    return heads_gradient(rms_backward, residuals, dout, heads)
+
+
 def _accepts(*arrays: Any, eps: float = 0.0) -> bool:
     return plain(*arrays)
+
+
+def _accepts_heads(x: Any, *weights: Any, heads: int, eps: float = 0.0) -> bool:
+    return plain(x, *weights)
 
 
 def _plan_rms(out: Any, x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
@@ -173,7 +192,31 @@ def _plan_layer(out: Any, x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) 
     return run
 
 
+def _plan_heads(
+    out: Any, x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 1e-6
+) -> Any:
+    """The norm of one token's heads, ready to repeat."""
+    if x.shape[0] * x.shape[1] != 1:
+        return None
+    token, place, count, width = x[0, 0], out[0, 0], normed_heads(x, heads), x.shape[3]
+    given, normed, queries, keys = token[:count], place[:count], place[:heads], place[heads:count]
+    scale = numpy.empty((count, 1), x.dtype)
+
+    def run() -> None:
+        numpy.vecdot(given, given, out=scale[:, 0])
+        numpy.divide(scale, width, out=scale)
+        numpy.add(scale, eps, out=scale)
+        numpy.sqrt(scale, out=scale)
+        numpy.divide(given, scale, out=normed)
+        numpy.multiply(queries, q_weight, out=queries)
+        numpy.multiply(keys, k_weight, out=keys)
+        place[count:] = token[count:]
+
+    return run
+
+
 layer_norm.maker("cpu", _layer, layer_backward, accepts=_accepts, plan=_plan_layer)
 rms_norm.maker("cpu", _rms, rms_backward, accepts=_accepts, plan=_plan_rms)
 add_layer_norm.maker("cpu", _add_layer, add_layer_backward, accepts=_accepts)
 add_rms_norm.maker("cpu", _add_rms, add_rms_backward, accepts=_accepts)
+norm_heads.maker("cpu", _heads, _heads_backward, accepts=_accepts_heads, plan=_plan_heads)

@@ -13,7 +13,7 @@ __all__ = [
 
 # One file per file of operations, same name.
 _MAKERS = (
-    "activation", "attention", "cached_attention", "elementwise", "embedding", "lengths", "linear", "loss", "norm",
+    "activation", "attention", "cached_attention", "elementwise", "embedding", "lengths", "linear", "lora", "loss", "norm",
     "optimizer", "sampling",
 )  # fmt: skip
 

@@ -129,7 +129,8 @@ def _accepts_prompt(
 
 def _prompt(
     new: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None, sin: Any = None,
-    positions: Any = None, *, heads: int, stop: int, causal: bool = True, window: int | None = None,
+    positions: Any = None, *, heads: int, stop: int, causal: bool = True,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     """Turn, append and attend for many new tokens."""
     turned = heads + (new.shape[2] - heads) // 2
@@ -142,7 +143,7 @@ def _prompt(
     known = (narrow(widen(cache[:, :stop]), new.dtype) for cache in (keys, values))
     known = (x if _lies(x) else packed(x) for x in known)
     inputs = (new[:, :, :heads], *known, None, None, lengths, firsts, None)
-    call = _Call(inputs, causal, None, window)
+    call = _Call(inputs, causal, scale, window)
     out = numpy.empty((*new.shape[:2], heads, new.shape[3]), numpy.float32)
     _attention(call.work, *_heads(*inputs[:3], out), 0, *call.fields)
     return out.reshape(*out.shape[:2], -1)

@@ -11,8 +11,8 @@ from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
 
 # packed, keys, values, their scales, places, firsts, lengths, cos, sin, positions, parts, out; batch,
-# tokens, heads, kv heads, width, turned, format, stop, capacity, causal, window, two pitches, nine strides
-_attend = Operation("cached_attention", "13P22q")
+# tokens, heads, kv heads, width, turned, format, stop, capacity, causal, window, two pitches, nine strides; scale
+_attend = Operation("cached_attention", "13P22qd")
 
 # More tokens are a prompt, whose products are better made a tile at a time.
 MOST_TOKENS = 16
@@ -65,7 +65,7 @@ def _strides(array: Any) -> list[int]:
 
 def _fields(
     out: Any, new: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any, sin: Any,
-    positions: Any, heads: int, stop: int, causal: bool, window: int | None,
+    positions: Any, heads: int, stop: int, causal: bool, scale: float | None, window: int | None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """What must stay alive, and the fields of the call."""
     batch, tokens, total, width = new.shape
@@ -89,13 +89,15 @@ def _fields(
         FORMATS[form], stop, keys.shape[1], causal, -1 if window is None else window, places_pitch,
         0 if positions is None or positions.ndim == 1 else tokens,
         *_strides(keys), *_strides(values), *scale_strides,
+        width**-0.5 if scale is None else scale,
     )  # fmt: skip
     return arrays, (*map(pointer, arrays), *numbers)
 
 
 def _forward(
     new: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None, sin: Any = None,
-    positions: Any = None, *, heads: int, stop: int, causal: bool = True, window: int | None = None,
+    positions: Any = None, *, heads: int, stop: int, causal: bool = True,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     batch, tokens, _, width = new.shape
     out = numpy.empty((batch, tokens, heads * width), numpy.float32)
@@ -103,7 +105,7 @@ def _forward(
         raise IndexError(f"positions {positions} are not all from 0 to {len(cos) - 1}")
     starts = starts if isinstance(starts, int) else _whole(starts)
     given = (packed(new), keys, values, starts, _whole(lengths), cos, sin, _whole(positions))
-    _alive, fields = _fields(out, *given, heads, stop, causal, window)
+    _alive, fields = _fields(out, *given, heads, stop, causal, scale, window)
     _attend(2 * batch * tokens * heads * stop * width, *fields)
     return out
 
@@ -115,7 +117,7 @@ def _whole(numbers: Any) -> Any:
 def _plan(
     out: Any, new: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    scale: float | None = None, window: int | None = None,
 ) -> Record | None:  # fmt: skip
     """The same from whatever place ``starts`` names by then."""
     if isinstance(starts, int):
@@ -126,7 +128,7 @@ def _plan(
     if any(x is not None and x.dtype != numpy.int64 for x in (starts, lengths, positions)):
         return None
     given = (new, keys, values, starts, lengths, cos, sin, positions)
-    alive, fields = _fields(out, *given, heads, stop, causal, window)
+    alive, fields = _fields(out, *given, heads, stop, causal, scale, window)
     return _attend.record(alive, *fields)
 
 

@@ -7,7 +7,8 @@ import numpy
 
 from ..backend import dtype_name, narrow, widen
 from ..core.tensor import grad_enabled
-from ..ops import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from ..ops import add_layer_norm, add_rms_norm, layer_norm, norm_heads, rms_norm
+from ..ops.norm import heads_gradient, normed_heads
 from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
 
@@ -15,6 +16,8 @@ from .library import Operation, Record, packed, pointer
 _norm = Operation("norm", "8P3qd")
 # x, weight, mean, rstd, dy, dtotal, dx, sums, dweight, dbias; rows, width
 _norm_back = Operation("norm_backward", "10P2q")
+# x, weights of queries and keys, out, rstd; tokens, heads, key heads, width, format; eps
+_norm_heads = Operation("norm_heads", "5P5qd")
 _PART = 32  # of kernels/cpu/norm.cpp
 
 
@@ -74,6 +77,7 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
 def _back(residuals: Any, dout: Any, dtotal: Any) -> tuple[Any, ...]:
     """The gradients of x, weight and bias, the latter None for the RMS norm."""
     x, weight, *statistics = residuals
+    statistics = list(map(packed, statistics))
     mean, rstd = statistics if len(statistics) == 2 else (None, *statistics)
     width = x.shape[-1]
     rows = x.size // width
@@ -130,6 +134,42 @@ def _planner(states: int, usual: float) -> Callable[..., Record | None]:
 
     return plan
 
+
+def _heads_fields(
+    out: Any, x: Any, q_weight: Any, k_weight: Any, rstd: Any, heads: int, eps: float
+) -> Any:
+    arrays, width = (x, q_weight, k_weight, out, rstd), x.shape[3]
+    sizes = (x.shape[0] * x.shape[1], heads, normed_heads(x, heads) - heads, width)
+    return (*map(pointer, arrays), *sizes, FORMATS[dtype_name(q_weight.dtype)], eps)
+
+
+def _heads(x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 1e-6) -> Any:
+    x, out, rstd = packed(x), numpy.empty(x.shape, x.dtype), None
+    if grad_enabled():
+        rstd = numpy.empty((*x.shape[:2], normed_heads(x, heads), 1), x.dtype)
+    _norm_heads(x.size, *_heads_fields(out, x, q_weight, k_weight, rstd, heads, eps))
+    return out, (x, q_weight, k_weight, rstd) if grad_enabled() else None
+
+
+def _heads_backward(residuals: Any, dout: Any, *, heads: int, eps: float = 1e-6) -> Any:
+    return heads_gradient(_rms_backward, residuals, dout, heads)
+
+
+def _accepts_heads(x: Any, *weights: Any, heads: int, eps: float = 0.0) -> bool:
+    return _fits((x,), weights) and 0 < heads < x.shape[2] > normed_heads(x, heads)
+
+
+def _plan_heads(
+    out: Any, x: Any, q_weight: Any, k_weight: Any, *, heads: int, eps: float = 1e-6
+) -> Record | None:
+    """The same of whatever x holds by then."""
+    if not x.flags.c_contiguous:
+        return None
+    fields = _heads_fields(out, x, q_weight, k_weight, None, heads, eps)
+    return _norm_heads.record((out, x, q_weight, k_weight), *fields)
+
+
+norm_heads.maker("cpu", _heads, _heads_backward, _accepts_heads, _plan_heads, ahead=True)
 
 for _op, _states, _eps, _forward, _backward in (
     (layer_norm, 1, 1e-5, _layer, _layer_backward),

@@ -29,7 +29,7 @@ from .lengths import advance
 from .linear import linear, matmul
 from .lora import lora
 from .loss import cross_entropy
-from .norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .norm import add_layer_norm, add_rms_norm, layer_norm, norm_heads, rms_norm
 from .optimizer import adamw, clip_scale, gradient_norm, sgd
 from .reduction import max, mean, softmax, sum
 from .rotary import rotary
@@ -40,7 +40,7 @@ __all__ = [
     "absolute", "adamw", "add", "add_layer_norm", "add_rms_norm", "advance", "argmax", "attention",
     "attention_with_weights", "cached_attention", "cast", "clip_scale", "concat", "cross_entropy", "divide", "dropout", "embedding",
     "exp", "feed", "geglu", "gelu", "gelu_tanh", "getitem", "gradient_norm", "layer_norm", "linear", "log", "lora", "mark_seen", "matmul", "max",
-    "mean", "multiply", "negative", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
+    "mean", "multiply", "negative", "norm_heads", "penalize", "permute", "power", "relu", "reshape", "rms_norm",
     "rotary", "sample", "sgd", "sigmoid", "silu", "softmax", "split_heads", "sqrt", "subtract", "sum", "swiglu", "tanh",
     "where",
 ]  # fmt: skip

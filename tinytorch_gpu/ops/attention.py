@@ -63,7 +63,7 @@ def _(residuals: Any, dout: Any, dweights: Any, **options: Any) -> Any:
 def cached_attention(
     packed: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None,
     sin: Any = None, positions: Any = None, *, heads: int, stop: int, causal: bool = True,
-    window: int | None = None,
+    scale: float | None = None, window: int | None = None,
 ) -> Any:  # fmt: skip
     """Turn, append and attend: what a step does between its two linear maps. Gives (B, T, H D).
 
@@ -71,7 +71,7 @@ def cached_attention(
     first two are turned to ``positions`` (see ``rotary``). Keys and values are written, in place,
     into the cache's ``keys`` and ``values`` (B, capacity, K, D) from ``starts`` (B,) on, or from
     one int in all rows; then the queries attend to the first ``stop`` places, of which the first
-    ``lengths`` (B,) of each row count (None: all).
+    ``lengths`` (B,) of each row count (None: all). ``scale`` multiplies the scores, by default by 1 / sqrt(D).
     """
     kv_heads = (packed.shape[2] - heads) // 2
     if cos is not None:
@@ -79,7 +79,7 @@ def cached_attention(
     (q, k, v), _ = split_heads.reference(packed, sizes=(heads, kv_heads, kv_heads))
     append_rows(keys, k, starts)
     append_rows(values, v, starts)
-    options = {"causal": causal, "window": window}
+    options = {"causal": causal, "scale": scale, "window": window}
     firsts = None if isinstance(starts, int) else starts
     known = (keys[:, :stop, ...], values[:, :stop, ...])
     out, _ = attention.reference(q, *known, None, None, lengths, firsts, **options)

@@ -200,6 +200,14 @@ def _norm(call: Call, half: int) -> Cost:
     return Cost(vector=per * x.size, special=0 if half else 2 * x.size / x.shape[-1])
 
 
+def _norm_heads(call: Call, half: int) -> Cost:
+    """An RMS norm of all but the values."""
+    x = call.outputs[0]
+    normed = (x.shape[2] + call.options["heads"]) / 2 / x.shape[2] * x.size
+    special = 0 if half else 2 * normed / x.shape[3]
+    return Cost(vector=NORMS["rms_norm"][half] * normed, special=special)
+
+
 def visible_pairs(tokens: int, keys: int, past: int, causal: bool, window: int | None) -> int:
     """How many (query, key) pairs attention looks at: queries stand at ``past`` and on."""
     total = 0
@@ -291,6 +299,7 @@ _FORWARD: dict[str, Callable[[Call], Cost]] = {
     "linear": _linear, "attention": _attention, "cached_attention": _attention,
     "layer_norm": lambda c: _norm(c, 0), "rms_norm": lambda c: _norm(c, 0),
     "add_layer_norm": lambda c: _norm(c, 0), "add_rms_norm": lambda c: _norm(c, 0),
+    "norm_heads": lambda c: _norm_heads(c, 0),
     "embedding": _nothing, "rotary": _rotary, "add": _each(1), "multiply": _each(1), "dropout": _each(PHILOX + 2),
     "cross_entropy": _logits(4, 1), "argmax": _logits(1, 0), "sample": _logits(6, 1),
 }  # fmt: skip
@@ -298,6 +307,7 @@ _BACKWARD: dict[str, Callable[[Call], Cost]] = {
     "linear": _linear_back, "attention": _attention_back,
     "layer_norm": lambda c: _norm(c, 1), "rms_norm": lambda c: _norm(c, 1),
     "add_layer_norm": lambda c: _norm(c, 1), "add_rms_norm": lambda c: _norm(c, 1),
+    "norm_heads": lambda c: _norm_heads(c, 1),
     "embedding": _each(1), "rotary": _rotary, "add": _nothing, "multiply": _each(1), "dropout": _each(PHILOX + 2),
     "cross_entropy": _logits(4, 1),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from .account import total
 from .calls import Array, Call
 from .costs import VIEWS, Cost, forward_costs
 
-_KNOWN = ("linear", "attention", "cached_attention", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm",
+_KNOWN = ("linear", "attention", "cached_attention", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "norm_heads",
           "embedding", "rotary", "dropout", "cross_entropy", "argmax", "sample")  # fmt: skip
 _ALIKE = {"attention_with_weights": "attention"}
 

@@ -222,7 +222,9 @@ class _Walk:
         bias = self._bias("attention.qkv", total * head, config.qkv_bias)
         packed = self._linear("qkv", x, weight, bias)
         (packed,) = self._view("reshape", packed, (*rows, total, head))
-        if run.cached and config.direct:
+        if config.qk_norm:
+            packed = self._normed_heads(packed)
+        if run.cached and self.distances is None:
             mixed = self._cached(packed)
         else:
             mixed = self._apart(packed, heads, shared)
@@ -252,14 +254,9 @@ class _Walk:
     def _apart(self, packed: Array, heads: int, shared: int) -> Array:
         config, run = self.config, self.run
         rows, head = packed.shape[:2], config.head_size
-        rotary, norm = config.position == "rotary", config.qk_norm
-        if rotary and not norm:
+        if config.position == "rotary":
             packed = self._turned(packed, heads + shared)
         q, k, v = self._view("split_heads", packed, *((*rows, n, head) for n in (heads, shared, shared)))  # fmt: skip
-        if norm:
-            q, k = self._head_norm("q_norm", q), self._head_norm("k_norm", k)
-            if rotary:
-                q, k = self._turned(q, None), self._turned(k, None)
         if run.cached:  # the cache takes copies; attention reads it all
             shape = (run.batch, run.past + run.tokens, shared, head)
             width = bytes_per_weight(self.setting.cache)
@@ -319,15 +316,25 @@ class _Walk:
         _, k, v = self._view("split_heads", packed, *sizes)
         return (self._head_norm("k_norm", k) if config.qk_norm else k), v
 
+    def _normed_heads(self, packed: Array) -> Array:
+        """The norm of queries and keys beside the values."""
+        heads, (*rows, total, head) = self.config.num_heads, packed.shape
+        gains = [self.setting.weight(f"attention.{name}", head) for name in ("q_norm", "k_norm")]
+        statistics = (Array((*rows, (heads + total) // 2, 1), max(4, self.width)),)
+        return self._call(
+            "norm_heads", "qk_norm", (packed, *gains), self.activation(*packed.shape),
+            keeps=statistics, heads=heads,
+        )  # fmt: skip
+
     def _head_norm(self, name: str, x: Array) -> Array:
-        """The norm of queries or keys, which is always RMS."""
+        """The norm of queries or keys to another text, which is always RMS."""
         weight = self.setting.weight(f"attention.{name}", x.shape[-1])
         statistics = (Array((*x.shape[:-1], 1), max(4, self.width)),)
         return self._call(
             "rms_norm", "qk_norm", (x, weight), self.activation(*x.shape), keeps=statistics
         )
 
-    def _turned(self, x: Array, heads: int | None) -> Array:
+    def _turned(self, x: Array, heads: int) -> Array:
         arrays = (x, *self._tables(), self.positions)
         return self._call("rotary", "rotary", arrays, self.activation(*x.shape), heads=heads)
 
