@@ -4,7 +4,7 @@
 // KEYS at a time; scores, weights and sums of a block stay in the first-level cache, and what has been mixed so
 // far is scaled down when a larger score comes (Milakov and Gimelshein 2018). The forward shares out blocks of
 // queries, the backward heads of keys, whose gradients then have one writer; it makes the weights anew from
-// the log-sum-exp. The result is the same for any number of threads.
+// the log-sum-exp, and draws the dropout of weights again. The result is the same for any number of threads.
 #include "attention.h"
 
 namespace ISA {
@@ -17,11 +17,12 @@ struct AttentionArguments {
 
 static inline Floats finite(Floats x) { return x - x == 0.0f ? x : Floats{}; }
 
-// The queries of one block. `room` is (width, QUERIES) and then (KEYS, QUERIES) and (QUERIES, width).
+// The queries of one block. `room` is (width, QUERIES), (KEYS, QUERIES) twice and (QUERIES, width).
 static inline void attend(const AttentionArguments& a, const QueryBlock& q, float* room) {
     const AttentionShape& shape = a.shape;
     const int64_t width = shape.width, kv_head = q.head / (shape.heads / shape.kv_heads);
-    float *queries = room, *scores = queries + width * QUERIES, *mixed = scores + KEYS * QUERIES;
+    float *queries = room, *scores = queries + width * QUERIES;
+    float *factors = scores + KEYS * QUERIES, *mixed = factors + KEYS * QUERIES;
     turned(a.q.of(q.batch, q.head, q.first), a.q.row, q.count, width, queries);
     Floats top[VECTORS], total[VECTORS] = {};
     for (Floats& each : top) each = splat(-INFINITY);
@@ -43,6 +44,10 @@ static inline void attend(const AttentionArguments& a, const QueryBlock& q, floa
             }
             top[v] = most, total[v] = sum;
             store(shrink + v * LANES, factor);
+        }
+        if (shape.state) {
+            factors_of(shape, q, first, count, factors);
+            for (int64_t i = 0; i < count * QUERIES; i++) scores[i] *= factors[i];
         }
         const bool more = first > q.low;
         for (int64_t r = 0; more && r < q.count; r++) {
@@ -71,7 +76,7 @@ static inline void attend(const AttentionArguments& a, const QueryBlock& q, floa
 static void attention(const AttentionArguments& a, Thread& thread) {
     const AttentionShape& shape = a.shape;
     const int64_t blocks = (shape.rows + QUERIES - 1) / QUERIES;
-    float* room = static_cast<float*>(thread.scratch(4 * size_t(2 * shape.width + KEYS) * QUERIES));
+    float* room = static_cast<float*>(thread.scratch(4 * size_t(2 * (shape.width + KEYS)) * QUERIES));
     // One after the other to each thread: of a causal head the later blocks are more work.
     for (int64_t i = thread.index; i < shape.batch * shape.heads * blocks; i += thread.count) {
         const int64_t head = i / blocks;
@@ -87,14 +92,14 @@ struct AttentionBackwardArguments {
 
 // What a thread needs of its own.
 struct BackwardRoom {
-    float *queries, *douts;   // (width, QUERIES)
-    float *weights, *slopes;  // (KEYS, QUERIES)
+    float *queries, *douts;             // (width, QUERIES)
+    float *weights, *slopes, *factors;  // (KEYS, QUERIES)
     float lse[QUERIES], mean[QUERIES];
 
-    static size_t bytes(int64_t width) { return 4 * size_t(2 * width + 2 * KEYS) * QUERIES; }
+    static size_t bytes(int64_t width) { return 4 * size_t(2 * width + 3 * KEYS) * QUERIES; }
     BackwardRoom(float* memory, int64_t width)
         : queries(memory), douts(queries + width * QUERIES), weights(douts + width * QUERIES),
-          slopes(weights + KEYS * QUERIES) {}
+          slopes(weights + KEYS * QUERIES), factors(slopes + KEYS * QUERIES) {}
 };
 
 // Adds to the gradients what one block of queries and one of keys give each other.
@@ -104,13 +109,15 @@ static inline void go_back(const AttentionBackwardArguments& a, const QueryBlock
     const int64_t width = shape.width, b = q.batch, head = q.head / (shape.heads / shape.kv_heads);
     scores_of(shape, q, a.k, first, count, own.queries, own.weights);
     products_of(a.v.of(b, head, first), a.v.row, count, own.douts, width, own.slopes);
+    if (shape.state) factors_of(shape, q, first, count, own.factors);
     const float scale = float(shape.scale);
     for (int64_t k = 0; k < count; k++) {
         for (int64_t i = 0; i < QUERIES; i += LANES) {
             float *weight = own.weights + k * QUERIES + i, *slope = own.slopes + k * QUERIES + i;
             const Floats power = exp(load(weight) - load(own.lse + i));
-            store(weight, power);
-            store(slope, power * (load(slope) - load(own.mean + i)) * scale);
+            const Floats factor = shape.state ? load(own.factors + k * QUERIES + i) : splat(1.0f);
+            store(weight, power * factor);
+            store(slope, power * (load(slope) * factor - load(own.mean + i)) * scale);
         }
     }
     const float *dout = a.dout.of(b, q.head, q.first), *query = a.q.of(b, q.head, q.first);

@@ -1,7 +1,7 @@
 // What both halves of attention share: where things lie, who sees what, and small products in registers.
 #pragma once
 
-#include "simd.h"
+#include "dropout.h"
 
 namespace ISA {
 
@@ -25,6 +25,8 @@ struct AttentionShape {
     const int64_t* lengths;  // (batch,) keys that count
     const int64_t* starts;   // (batch,) where the first query stands
     Mask mask;
+    const uint64_t* state;  // seed and offset of the dropout of weights, or null
+    double dropout;
 };
 
 // Queries and keys of a block. Scores lie key by key, QUERIES side by side, so that a lane is a query
@@ -148,6 +150,18 @@ static inline void scores_of(const AttentionShape& a, const QueryBlock& q, const
             store(place, score);
         }
         if (a.mask.at) hide(a.mask, q, first + k, scores + k * QUERIES);
+    }
+}
+
+// The factors (count, QUERIES) that dropout has for the weights of keys from `first` on.
+static inline void factors_of(const AttentionShape& a, const QueryBlock& q, int64_t first, int64_t count,
+                              float* to) {
+    const Dropout dropout(a.state, a.dropout);
+    for (int64_t r = 0; r < q.count; r++) {
+        const int64_t row = (q.batch * a.heads + q.head) * a.rows + q.first + r;
+        float room[Dropout::room(KEYS)];
+        const float* factors = dropout.factors(row * a.keys + first, count, room);
+        for (int64_t k = 0; k < count; k++) to[k * QUERIES + r] = factors[k];
     }
 }
 

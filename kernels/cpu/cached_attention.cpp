@@ -12,6 +12,7 @@
 //
 // Moved: the keys and values that somebody sees, once; all else is small.
 #include "cached_attention.h"
+#include "rotary.h"
 
 namespace ISA {
 
@@ -76,17 +77,7 @@ static inline void turn(const CachedAttentionArguments& a, int64_t row, int64_t 
     memcpy(to, x, 4 * size_t(a.width));
     if (!a.cos) return;
     const int64_t half = a.turned / 2, at = a.positions[row * a.positions_pitch + token] * half;
-    const float *c = a.cos + at, *s = a.sin + at;
-    int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        const Floats left = load(x + i), right = load(x + half + i);
-        store(to + i, left * load(c + i) - right * load(s + i));
-        store(to + half + i, right * load(c + i) + left * load(s + i));
-    }
-    for (; i < half; i++) {
-        to[i] = x[i] * c[i] - x[half + i] * s[i];
-        to[half + i] = x[half + i] * c[i] + x[i] * s[i];
-    }
+    turn<Float32>(x, a.cos + at, a.sin + at, 1.0f, half, to);
 }
 
 // A thread's own memory.

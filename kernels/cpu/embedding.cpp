@@ -1,4 +1,6 @@
 // embedding: rows of a table by number, in floats. Reads and writes those rows once.
+// embedding_backward: what the rows of a table get from the tokens that they were taken for. Each thread adds up columns
+// of its own, token by token: nobody waits for another, and the sums are the same for any number of threads.
 #include "blocks.h"
 #include "decode.h"
 
@@ -51,6 +53,45 @@ static void embedding(const EmbeddingArguments& a, Thread& thread) {
     }
 }
 
+struct EmbeddingBackwardArguments {
+    const int64_t* ids;    // (count,), in range
+    const int64_t* order;  // (count,) the places of ids, equal ones side by side
+    const float* dout;     // (count, width)
+    void* gradient;        // (rows, width) in `format`; rows of no id are left as they are
+    int64_t count, width, format;
+    double scale;
+};
+
+// Columns whose sums are in the first-level cache.
+constexpr int64_t STRIPE = 256;
+
+template <class Kind>
+static inline void add_columns(const EmbeddingBackwardArguments& a, int64_t column, int64_t columns) {
+    for (int64_t i = 0; i < a.count;) {
+        const int64_t id = a.ids[a.order[i]];
+        float sums[STRIPE] = {};
+        for (; i < a.count && a.ids[a.order[i]] == id; i++) {
+            const float* from = a.dout + a.order[i] * a.width + column;
+            for (int64_t c = 0; c < columns; c++) sums[c] += from[c];
+        }
+        auto* to = static_cast<typename Kind::Element*>(a.gradient) + id * a.width + column;
+        for (int64_t c = 0; c < columns; c++) to[c] = Kind::narrowed(sums[c] * float(a.scale));
+    }
+}
+
+static void embedding_backward(const EmbeddingBackwardArguments& a, Thread& thread) {
+    const Span own = share(thread, a.width, 16);
+    for (int64_t column = own.first; column < own.last; column += STRIPE) {
+        const int64_t columns = least(STRIPE, own.last - column);
+        switch (a.format) {
+            case FLOAT32: add_columns<Float32>(a, column, columns); break;
+            case FLOAT16: add_columns<Float16>(a, column, columns); break;
+            default: add_columns<BFloat16>(a, column, columns);
+        }
+    }
+}
+
 }  // namespace ISA
 
 OPERATION(embedding, EmbeddingArguments)
+OPERATION(embedding_backward, EmbeddingBackwardArguments)

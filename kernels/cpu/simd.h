@@ -34,6 +34,7 @@ constexpr int LANES = 4;
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint64_t Longs __attribute__((vector_size(4 * LANES)));
 // Always eight, one of each row of a block of quantized weights (see blocks.h).
 typedef float Floats8 __attribute__((vector_size(32)));
 typedef int32_t Ints8 __attribute__((vector_size(32)));
@@ -187,6 +188,20 @@ static inline uint16_t narrowed_bfloat(float value) {
     memcpy(&whole, &value, 4);
     if (value != value) return uint16_t(whole >> 16 | 0x40);
     return uint16_t((whole + 0x7FFF + (whole >> 16 & 1)) >> 16);
+}
+
+// a0 b0 a1 b1 and so on: the first and the second half of them.
+static inline void zip(Longs a, Longs b, Longs& first, Longs& second) {
+#if ISA_LEVEL == ISA_AVX512
+    first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif ISA_LEVEL == ISA_AVX2
+    first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#else
+    first = __builtin_shufflevector(a, b, 0, 2);
+    second = __builtin_shufflevector(a, b, 1, 3);
+#endif
 }
 
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));

@@ -16,6 +16,11 @@ static inline void store_half(uint16_t* to, Floats values) {
 
 static inline Floats8 load_half8(const uint16_t* from) { return load_half(from); }
 
+// The low 32 bits of each times `factor`, which has 32.
+static inline Longs product_of_low(Longs a, uint32_t factor) {
+    return Longs(_mm256_mul_epu32(__m256i(a), _mm256_set1_epi64x(factor)));
+}
+
 static inline void store_bytes(uint8_t* to, Ints values) {
     const __m256i words = _mm256_packs_epi32(__m256i(values), __m256i(values));
     const __m256i bytes = _mm256_packs_epi16(words, words);

@@ -18,6 +18,11 @@ static inline Floats8 load_half8(const uint16_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+// The low 32 bits of each times `factor`, which has 32.
+static inline Longs product_of_low(Longs a, uint32_t factor) {
+    return Longs(_mm512_mul_epu32(__m512i(a), _mm512_set1_epi64(factor)));
+}
+
 static inline void store_bytes(uint8_t* to, Ints values) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(values)));
 }

@@ -19,6 +19,11 @@ static inline Floats8 load_half8(const uint16_t* from) {
     return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
+// The low 32 bits of each times `factor`, which has 32.
+static inline Longs product_of_low(Longs a, uint32_t factor) {
+    return Longs(vmull_u32(vmovn_u64(uint64x2_t(a)), vdup_n_u32(factor)));
+}
+
 static inline void store_bytes(uint8_t* to, Ints values) {
     const int16x4_t words = vmovn_s32(int32x4_t(values));
     const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));

@@ -19,6 +19,12 @@ static inline Floats8 load_half8(const uint16_t* from) {
     return made;
 }
 
+// The low 32 bits of each times `factor`, which has 32.
+static inline Longs product_of_low(Longs a, uint32_t factor) {
+    for (int i = 0; i < LANES / 2; i++) a[i] = uint64_t(uint32_t(a[i])) * factor;
+    return a;
+}
+
 static inline void store_bytes(uint8_t* to, Ints values) {
     for (int i = 0; i < LANES; i++) to[i] = uint8_t(values[i]);
 }

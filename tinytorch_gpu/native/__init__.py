@@ -13,8 +13,8 @@ __all__ = [
 
 # One file per file of operations, same name.
 _MAKERS = (
-    "activation", "attention", "cached_attention", "elementwise", "embedding", "lengths", "linear", "lora", "loss", "norm",
-    "optimizer", "sampling",
+    "activation", "attention", "cached_attention", "dropout", "elementwise", "embedding", "lengths", "linear", "lora",
+    "loss", "norm", "optimizer", "rotary", "sampling",
 )  # fmt: skip
 
 if library() is not None:

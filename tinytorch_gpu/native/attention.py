@@ -7,13 +7,15 @@ import numpy
 from ..backend import narrow, widen
 from ..core.tensor import grad_enabled
 from ..host.attention import accepts_cached
-from ..host.rotary import turn
 from ..ops import attention, cached_attention
 from ..special import append_rows
 from .cached_attention import MOST_TOKENS
+from .dropout import is_state
 from .library import Operation, packed, pointer
+from .rotary import turn
 
-_SHAPE = "8qd2PP4q"  # sizes, causal, window; scale; lengths, starts; mask and its strides
+# sizes, causal, window; scale; lengths, starts; mask and its strides; state, dropout
+_SHAPE = "8qd2PP4qPd"
 _attention = Operation("attention", 4 * "P3q" + "P" + _SHAPE)  # q, k, v, out; lse
 # q, k, v, out, and the gradients of out, q, k, v; lse
 _backward = Operation("attention_backward", 8 * "P3q" + "P" + _SHAPE)
@@ -23,7 +25,9 @@ def _accepts(
     q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, lengths: Any = None,
     starts: Any = None, state: Any = None, *, dropout: float = 0.0, **options: Any,
 ) -> bool:  # fmt: skip
-    if bias is not None or dropout or not all(map(_lies, (q, k, v))) or k.shape != v.shape:
+    if bias is not None or not all(map(_lies, (q, k, v))) or k.shape != v.shape:
+        return False
+    if dropout and not (state is not None and is_state(state)):
         return False
     batch, _, heads, width = q.shape
     known = k.shape[0] == batch and k.shape[3] == width and q.size and k.size
@@ -43,8 +47,10 @@ def _heads(*arrays: Any) -> list[int]:
 class _Call:
     """The shape of a call as the library takes it, and what must stay alive meanwhile."""
 
-    def __init__(self, inputs: Any, causal: bool, scale: float | None, window: int | None):
-        q, k, _, mask, _, lengths, starts, _ = inputs
+    def __init__(
+        self, inputs: Any, causal: bool, scale: float | None, window: int | None, dropout: float = 0.0
+    ):  # fmt: skip
+        q, k, _, mask, _, lengths, starts, state = inputs
         (batch, rows, heads, width), (keys, kv_heads) = q.shape, k.shape[1:3]
         self.lengths = _per_row(keys if lengths is None else lengths, batch)
         self.starts = self.lengths - rows if starts is None else _per_row(starts, batch)
@@ -63,8 +69,10 @@ class _Call:
             causal,
             -1 if window is None else window,
         )
+        scale = width**-0.5 if scale is None else scale
         given = (pointer(x) for x in (self.lengths, self.starts, self.mask))
-        self.fields = (*numbers, width**-0.5 if scale is None else scale, *given, *strides)
+        drawn = pointer(state if dropout else None)
+        self.fields = (*numbers, scale, *given, *strides, drawn, dropout)
 
 
 def _per_row(numbers: Any, batch: int) -> Any:
@@ -87,7 +95,8 @@ def _forward(
     window: int | None = None, dropout: float = 0.0,
 ) -> Any:  # fmt: skip
     inputs = (q, k, v, mask, bias, lengths, starts, state)
-    call, out = _Call(inputs, causal, scale, window), numpy.empty(q.shape, numpy.float32)
+    call = _Call(inputs, causal, scale, window, dropout)
+    out = numpy.empty(q.shape, numpy.float32)
     lse = None
     if grad_enabled():
         lse = numpy.empty((q.shape[0], q.shape[2], q.shape[1], 1), numpy.float32)
@@ -102,7 +111,7 @@ def _gradients(
     inputs, out, lse = residuals
     q, k, v, *_ = inputs
     dout = dout if _lies(dout) else packed(dout)
-    call, made = _Call(inputs, causal, scale, window), _side_by_side(q, k, v)
+    call, made = _Call(inputs, causal, scale, window, dropout), _side_by_side(q, k, v)
     _backward(3 * call.work, *_heads(q, k, v, out, dout, *made), pointer(lse), *call.fields)
     return *made, None, None, None, None, None
 
@@ -135,7 +144,7 @@ def _prompt(
     """Turn, append and attend for many new tokens."""
     turned = heads + (new.shape[2] - heads) // 2
     if cos is not None:
-        new, _ = turn(new, cos, sin, positions, heads=turned)
+        new = turn(new, cos, sin, positions, heads=turned)
     new = packed(new)
     append_rows(keys, new[:, :, heads:turned], starts)
     append_rows(values, new[:, :, turned:], starts)

@@ -5,14 +5,15 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name
-from ..host.embedding import backward
 from ..ops import embedding
-from ..quantized import QuantizedMatrix
+from ..quantized import Format, QuantizedMatrix
 from .blocks import FORMATS, LAYOUT, PLAIN
 from .library import Operation, Record, packed, pointer
 
 # ids, table, out; count, width, format, interleaved; scale
 _embedding = Operation("embedding", "3P4qd")
+# ids, order, dout, gradient; count, width, format; scale
+_backward = Operation("embedding_backward", "4P3qd")
 
 
 def _table(weight: Any) -> tuple[Any, str, bool]:
@@ -58,6 +59,24 @@ def _forward(
     return out, (ids, rows, weight.dtype)
 
 
+def _gradient(
+    residuals: Any, dout: Any, *, dtype: Any = None, padding: int | None = None, scale: float = 1.0
+) -> Any:
+    ids, rows, weight_dtype = residuals
+    if isinstance(weight_dtype, Format):
+        return None, None
+    wanted, dout = packed(ids.reshape(-1).astype(numpy.int64, copy=False)), packed(dout)
+    order = numpy.argsort(wanted, kind="stable")
+    gradient = numpy.zeros((rows, dout.shape[-1]), weight_dtype)
+    pointers = map(pointer, (wanted, order, dout, gradient))
+    _backward(
+        dout.size, *pointers, ids.size, dout.shape[-1], FORMATS[dtype_name(weight_dtype)], scale
+    )
+    if padding is not None:
+        gradient[padding] = 0
+    return None, gradient
+
+
 def _plan(
     out: Any, ids: Any, weight: Any, *, dtype: Any = None, padding: int | None = None,
     scale: float = 1.0,
@@ -69,4 +88,4 @@ def _plan(
     return _embedding.record(alive, *fields)
 
 
-embedding.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan, ahead=True)
+embedding.maker("cpu", _forward, _gradient, accepts=_accepts, plan=_plan, ahead=True)
