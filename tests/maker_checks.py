@@ -30,6 +30,7 @@ from tinytorch_gpu import backend, devices, no_grad
 from tinytorch_gpu.core.op import OPS, Maker, reference_only
 from tinytorch_gpu.devices import Device
 from tinytorch_gpu.ops.activation import Slope
+from tinytorch_gpu.ops.attention import Weights, weights_of
 from tinytorch_gpu.quantized.cache import EightBit
 
 # (floating arguments, weights): a weight may be stored narrower than what it is multiplied with.
@@ -106,7 +107,7 @@ def _check_backward(
     case: Case, made: Any, rounded: Any, truth: Any, u: float, maker: Maker, place: Device
 ) -> None:
     """The residuals, and the gradients that come from them, on each side."""
-    alike = _with_slopes(case, made[1], rounded[1], truth[1])
+    alike = _saved_alike(case, made[1], rounded[1], truth[1])
     saved, kept, true_kept = (flat(x) for x in (made[1], *alike))
     assert len(saved) == len(kept)
     for a, b, t in zip(saved, kept, true_kept, strict=True):
@@ -124,13 +125,21 @@ def _check_backward(
         _close(host(own[i]), reference[i], exact[i], u, case.roundings)
 
 
-def _with_slopes(case: Case, saved: Any, *others: Any) -> Any:
-    """What others have saved, with the slope of an activation where ``saved`` has that."""
+def _saved_alike(case: Case, saved: Any, *others: Any) -> Any:
+    """What others have saved, with the slope of an activation or the weights of attention where ``saved`` has
+    those."""
     for i, x in enumerate(saved):
         if isinstance(x, Slope):
             slope = OPS[case.options["activation"]].differentiate
             others = tuple(
                 (*y[:i], *slope((y[i],), np.ones_like(y[i])), *y[i + 1 :]) for y in others
+            )
+        elif isinstance(x, Weights):
+            causal, scale, window = map(case.options.get, ("causal", "scale", "window"))
+            weights = (weights_of(y, bool(causal), scale, window) for y in others)
+            others = tuple(
+                (*y[:i], w.reshape(x.values.shape), *y[i + 1 :])
+                for y, w in zip(others, weights, strict=True)
             )
     return others
 

@@ -74,8 +74,10 @@ def _gated(x: Any, out: Any, gate: Any, rest: Any) -> None:
     numpy.exp(rest, out=rest)
     numpy.add(rest, 1, out=gate)
     numpy.divide(x, gate, out=out)
-    numpy.reciprocal(gate, out=gate)
-    numpy.minimum(rest, numpy.finfo(rest.dtype).max, out=rest)  # infinity times 0 is no number
+    numpy.divide(1, gate, out=gate)
+    most = numpy.finfo(rest.dtype).max
+    if not numpy.maximum.reduce(rest, axis=None) <= most:  # looking takes less time than taking the less
+        numpy.minimum(rest, most, out=rest)  # infinity times 0 is no number
     rest *= gate
 
 

@@ -3,7 +3,7 @@
 The backward makes the weights anew from the log-sum-exp of each
 row (FlashAttention, Dao et al. 2022), from the same products of the same shapes, so that they are the
 forward's to the last bit: where one score is far above the rest, its gradient is a difference of equal
-numbers.
+numbers. Those of short rows are kept instead.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ import numpy
 from ..backend import is_half, narrow, widen
 from ..core.tensor import grad_enabled
 from ..ops import attention
+from ..ops.attention import Weights
 from ..quantized.cache import EightBit
 from ..special import append_rows
 from .buffers import plain
@@ -38,22 +39,49 @@ def _forward(
     if batch == rows == 1 and lengths is None and window is None and starts is None:
         return _one_query(q, k, v, width**-0.5 if scale is None else scale, inputs)
     out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
-    lse = numpy.empty((batch, heads, rows, 1), q.dtype)
-    by_token = lse.transpose(0, 2, 1, 3)
+    kept = _room_for_weights(inputs, window)
+    lse = numpy.empty((batch, heads, rows, 1), q.dtype) if kept is None else None
 
     def one(part: slice) -> None:
-        scores = Scores(inputs, causal, scale, window)
+        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
-            mixed, sums = scores.by_head(out, block), scores.by_head(by_token, block)
-            if block.keys.start == block.keys.stop:
-                mixed[...], sums[...] = 0, numpy.inf
-            else:
+            mixed = scores.by_head(out, block)
+            sums = None if lse is None else scores.by_head(lse.transpose(0, 2, 1, 3), block)
+            if block.keys.start < block.keys.stop:
                 values = v[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3)
-                _, powers, top = scores.powers(block)
-                _attend(powers, top, values, mixed, sums)
+                powers, top = scores.powers(block, scores.queries(block))
+                if sums is None:
+                    _mix(_normalize(scores.flat(powers)), values, mixed)
+                else:
+                    _attend(powers, top, values, mixed, sums)
+            else:
+                mixed[...] = 0
+                if sums is not None:
+                    sums[...] = numpy.inf
 
     share(one, batch_parts(q, k))
-    return out, (inputs, out, lse)
+    return out, (inputs, out, Weights(kept) if lse is None else lse)
+
+
+def _room_for_weights(inputs: Any, window: int | None) -> Any:
+    """An array (B, K, G T, S) for weights that a backward is to find, or None: where a row of them is longer than the
+    query and the key that it would be made of anew."""
+    q, k, *_, lengths, starts, _ = inputs
+    batch, rows, heads, width = q.shape
+    keys, kv_heads = k.shape[1:3]
+    if not grad_enabled() or rows > QUERIES or keys > 2 * width:
+        return None
+    all_seen = lengths is None and starts is None and window is None
+    room = numpy.empty if all_seen else numpy.zeros  # a block leaves out keys that none of it sees
+    return room((batch, kv_heads, heads // kv_heads * rows, keys), q.dtype)
+
+
+def _mix(weights: Any, values: Any, out: Any) -> None:
+    """out (R, K, G, T, D) = weights (R, K, G T, S) values (R, K, S, D)."""
+    if out.shape[2] == 1:
+        numpy.matmul(weights, values, out=out[:, :, 0])
+    else:
+        out[...] = numpy.matmul(weights, values).reshape(out.shape)
 
 
 def batch_parts(q: Any, k: Any) -> list[slice]:
@@ -115,16 +143,16 @@ def _backward(
 ) -> Any:  # fmt: skip
     inputs, _, lse = residuals
     q, k, v, *_ = inputs
-    gradients, by_token = _side_by_side(q, k, v), lse.transpose(0, 2, 1, 3)
+    gradients, kept = _side_by_side(q, k, v), lse.values if isinstance(lse, Weights) else None
     if q.shape[1] > QUERIES or any(x is not None for x in (*inputs[5:7], window)):
         for gradient in gradients[1:]:  # else one block of queries sees all keys
             gradient[...] = 0
 
     def one(part: slice) -> None:
-        scores = Scores(inputs, causal, scale, window)
+        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
             if block.keys.start < block.keys.stop:
-                _go_back(scores, block, v, by_token, dout, *gradients)
+                _go_back(scores, block, v, lse, dout, *gradients)
             else:
                 scores.by_head(gradients[0], block)[...] = 0
 
@@ -136,9 +164,12 @@ def _go_back(
     scores: Scores, block: Block, v: Any, lse: Any, dout: Any, dq: Any, dk: Any, dv: Any
 ) -> None:
     """Write the gradient of a block's queries, and add to those of the keys and values it sees."""
-    queries, weights, _ = scores.powers(block, scores.by_head(lse, block))
-    weights = weights.reshape(*weights.shape[:2], -1, weights.shape[4])
-    _normalize(weights)
+    queries = scores.queries(block)
+    if scores.kept is None:
+        sums = scores.by_head(lse.transpose(0, 2, 1, 3), block)
+        weights = _normalize(scores.flat(scores.powers(block, queries, sums)[0]))
+    else:
+        weights = scores.flat(scores.held(block, block.queries.stop - block.queries.start))
     dy = scores.stacked(dout, block, "dout")
     known, values, dknown, dvalues = (
         x[block.rows, block.keys, block.heads].transpose(0, 2, 1, 3) for x in (scores.k, v, dk, dv)
@@ -153,10 +184,7 @@ def _go_back(
         dscores *= scores.scale
     _add_product(dscores.swapaxes(2, 3), queries, dknown, block)
     own = scores.by_head(dq, block)
-    if scores.groups == 1:
-        numpy.matmul(dscores, known, out=own[:, :, 0])
-    else:
-        own[...] = numpy.matmul(dscores, known).reshape(own.shape)
+    _mix(dscores, known, own)
     if scores.exact:
         own *= scores.scale
 
@@ -178,8 +206,8 @@ def _add_product(left: Any, right: Any, total: Any, block: Block) -> None:
         total += numpy.matmul(left, right)
 
 
-def _normalize(weights: Any) -> None:
-    """Have rows of weights (..., S) add up to 1.
+def _normalize(weights: Any) -> Any:
+    """Have rows of weights (..., S) add up to 1; return them.
 
     Those of mild scores are powers as they are; and a log-sum-exp far from 0 has been rounded by much, with it
     all weights of its row alike. Rows that see nothing, or a NaN, stay as they are.
@@ -188,6 +216,7 @@ def _normalize(weights: Any) -> None:
     total = numpy.matmul(weights.reshape(-1, keys), numpy.ones((keys, 1), weights.dtype))
     total[~(total > 0)] = 1
     weights /= total.reshape(*weights.shape[:-1], 1)
+    return weights
 
 
 def cached(

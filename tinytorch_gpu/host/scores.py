@@ -35,10 +35,13 @@ class Scores:
     """The scores of one call, block by block.
 
     The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S), for each
-    of the R rows of a block.
+    of the R rows of a block. Scores are made in ``kept`` (B, K, G T, S) if that is given, which needs all queries in
+    one block.
     """
 
-    def __init__(self, inputs: Any, causal: bool, scale: float | None, window: int | None):
+    def __init__(
+        self, inputs: Any, causal: bool, scale: float | None, window: int | None, kept: Any = None
+    ):
         self.q, self.k, _, _, _, lengths, starts, _ = inputs
         batch, rows, heads, width = self.q.shape
         keys, self.kv_heads = self.k.shape[1:3]
@@ -52,7 +55,7 @@ class Scores:
         self.starts = (
             [n - rows for n in self.lengths] if starts is None else _per_row(starts, batch)
         )
-        self._scratch: dict[str, Any] = {}
+        self.kept, self._scratch = kept, {}  # type: Any, dict[str, Any]
 
     def blocks(self, part: slice) -> Iterator[Block]:
         """All queries of rows of the batch, a block at a time; of a block that sees nothing the keys
@@ -110,40 +113,53 @@ class Scores:
             numpy.multiply(view, factor, out=out)
         return out.reshape(*out.shape[:2], -1, out.shape[4])
 
-    def powers(self, block: Block, shift: Any = None) -> tuple[Any, Any, Any]:
-        """The queries (R, K, G T, D), e to the power of their scores (R, K, G, T, S), 0 where hidden, and what was
-        taken off the scores before (R, K, G, T, 1): nothing (None) if they are mild, else ``shift``, or each row's
-        largest."""
-        queries, scores = self._products(block)
+    def queries(self, block: Block) -> Any:
+        """The queries (R, K, G T, D) of a block: scaled, if that is exact."""
+        return self.stacked(self.q, block, "queries", self.scale if self.exact else None)
+
+    def held(self, block: Block, rows: int) -> Any:
+        """Where the scores of a block's ``rows`` queries go (R, K, G, rows, S)."""
+        batch, heads, keys = (x.stop - x.start for x in (block.rows, block.heads, block.keys))
+        shape = batch, heads, self.groups, rows, keys
+        if self.kept is None:
+            return self.buffer("scores", *shape)
+        return self.kept[block.rows, block.heads, :, block.keys].reshape(shape)
+
+    def flat(self, x: Any) -> Any:
+        """(R, K, G, T, S) as (R, K, G T, S)."""
+        return x.reshape(*x.shape[:2], -1, x.shape[4])
+
+    def powers(self, block: Block, queries: Any, shift: Any = None) -> tuple[Any, Any]:
+        """e to the power of the scores (R, K, G, T, S) of ``queries()``, 0 where hidden, and what was taken off the
+        scores before (R, K, G, T, 1): nothing (None) if they are mild, else ``shift``, or each row's largest."""
+        scores = self._products(block, queries)
         hidden = self._hidden(block)
         if _mild(scores):
             numpy.exp(scores, out=scores)
             for keys, where in hidden:
                 scores[..., keys] *= (~where).astype(scores.dtype)
-            return queries, scores, None
+            return scores, None
         for keys, where in hidden:
             numpy.copyto(scores[..., keys], -numpy.inf, where=where)
         if shift is None:
             shift = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
             shift[~numpy.isfinite(shift)] = 0
         scores -= shift
-        return queries, numpy.exp(scores, out=scores), shift
+        return numpy.exp(scores, out=scores), shift
 
-    def _products(self, block: Block) -> tuple[Any, Any]:
-        """The queries and their scores with all keys of a block."""
-        queries = self.stacked(self.q, block, "queries", self.scale if self.exact else None)
+    def _products(self, block: Block, queries: Any) -> Any:
+        """The scores of a block's queries with all its keys."""
         known = self.k[block.rows, block.keys, block.heads].transpose(0, 2, 3, 1)
         rows = block.queries.stop - block.queries.start
-        shape = (*queries.shape[:2], self.groups, rows, known.shape[3])
-        scores = self.buffer("scores", *shape)
+        scores = self.held(block, rows)
         if rows == 1:
             # Few query heads of a key head are a worse shape for the BLAS than each alone.
             numpy.matmul(queries[:, :, :, None], known[:, :, None], out=scores)
         else:
-            numpy.matmul(queries, known, out=scores.reshape(*shape[:2], -1, shape[4]))
+            numpy.matmul(queries, known, out=scores.reshape(*queries.shape[:3], known.shape[3]))
         if not self.exact:
             scores *= self.scale
-        return queries, scores
+        return scores
 
     def _hidden(self, block: Block) -> list[tuple[slice, Any]]:
         """Later keys and those a window away, looked for only where there can be any: slices of the block's keys,
@@ -156,7 +172,7 @@ class Scores:
             return found
         query = numpy.arange(position, position + rows)[:, None]
         if causal:
-            first = max(low, position + 1)
+            first = max(low, position)  # this key is seen: all of a square block lie side by side
             found.append((slice(first - low, None), numpy.arange(first, high) > query))
         if self.window is not None:
             stop = max(low, min(high, position + rows - self.window))

@@ -4,7 +4,7 @@ The reference builds the (B, H, T, S) score matrix; the kernels never do (FlashA
 2022) and go back from the log-sum-exp of each row, so that is what is saved.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import namespace, narrow, widen
 from ..core.op import op
@@ -13,6 +13,13 @@ from .dropout import keep
 from .elementwise import unbroadcast
 from .rotary import rotary
 from .shape import split_heads
+
+
+class Weights(NamedTuple):
+    """In the place of the log-sum-exp of each row: the weights themselves, (B, H, T, S) in any stacking of the
+    heads, where a maker finds them few enough to keep."""
+
+    values: Any
 
 
 @op
@@ -171,15 +178,24 @@ def _attend(inputs: Any, causal: bool, scale: Any, window: Any, dropout: float) 
     return out, weights, (inputs, out, lse)
 
 
+def weights_of(residuals: Any, causal: bool, scale: Any, window: Any) -> Any:
+    """The weights (B, H, T, S) of a forward, from what it has saved."""
+    inputs, _, lse = residuals
+    if isinstance(lse, Weights):
+        (batch, rows, heads, _), keys = inputs[0].shape, inputs[1].shape[1]
+        return namespace(lse.values).reshape(lse.values, (batch, heads, rows, keys))
+    return namespace(lse).exp(_scores(inputs, causal, scale, window) - lse)
+
+
 def _attend_backward(
     residuals: Any, dout: Any, dweights: Any, *, causal: bool = False, scale: float | None = None,
     window: int | None = None, dropout: float = 0.0,
 ) -> Any:  # fmt: skip
-    inputs, out, lse = residuals
+    inputs, out, _ = residuals
     q, k, v, _, bias, _, _, state = inputs
     xp, (batch, rows, heads, _) = namespace(q), q.shape
     kv_heads, keys = k.shape[2], k.shape[1]
-    weights = xp.exp(_scores(inputs, causal, scale, window) - lse)
+    weights = weights_of(residuals, causal, scale, window)
     stacked = (batch, kv_heads, -1, keys)
     dy = _by_key_head(widen(dout), kv_heads)
     dkept = xp.reshape(dy @ xp.permute_dims(widen(v), (0, 2, 3, 1)), weights.shape)
@@ -192,7 +208,7 @@ def _attend_backward(
     # The mean of dkept by the weights, from the result: summed by weights made anew, the rounding of
     # a large lse would leave a part of dkept where it should cancel.
     mean = xp.sum(dy * _by_key_head(widen(out), kv_heads), axis=-1, keepdims=True)
-    mean = xp.reshape(mean, lse.shape)
+    mean = xp.reshape(mean, (batch, heads, rows, 1))
     if dweights is not None:
         mean = mean + xp.sum(widen(dweights) * weights, axis=-1, keepdims=True)
     dscores = weights * (dkept - mean)

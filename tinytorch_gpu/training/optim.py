@@ -68,11 +68,11 @@ class _Optimizer:
             parameter.grad = None
 
     def step(self, scale: Any = None) -> None:
-        """Change every parameter that has a gradient, which is multiplied by ``scale`` (a number on
-        the device; 0 skips the step)."""
+        """Change every parameter that has a gradient, which is multiplied by ``scale`` (a number, best one on the
+        device; 0 skips the step)."""
         xp = self.device.xp
-        scale = xp.ones((), dtype=xp.float32) if scale is None else scale
-        scale = scale.data if isinstance(scale, Tensor) else scale
+        scale = scale.data if isinstance(scale, Tensor) else 1.0 if scale is None else scale
+        scale = self.device.asarray(scale, "float32") if isinstance(scale, (int, float)) else scale
         self.count = self.count + xp.astype(scale != 0, xp.int64)
         for group in self.groups:
             given = [(n, p) for n, p in group.params if p.grad is not None]
