@@ -15,8 +15,9 @@ from .threads import share, split
 CHUNK = 1 << 16
 # Tensors of fewer values are stepped together, as one: a call takes as long for ten values as for a thousand.
 FEW = 1 << 12
-# Values whose squares are summed at once.
-SUMMED = 1 << 15
+# Values whose squares are summed at once, and how many such sums are worth another thread: each is so short that
+# threads are in each other's way.
+SUMMED, SHARED = 1 << 15, 1 << 8
 
 
 def _state_fits(param: Any, master: Any, *state: Any) -> bool:
@@ -210,7 +211,7 @@ def _gradient_norm(*grads: Any) -> Any:
         for i in range(part.start, part.stop):
             sums[i] = numpy.dot(chunks[i], chunks[i])
 
-    share(one, split(len(chunks), len(chunks) // 8))
+    share(one, split(len(chunks), len(chunks) // SHARED))
     return numpy.sqrt(sums.sum())
 
 

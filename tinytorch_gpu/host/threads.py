@@ -220,6 +220,8 @@ def _share(job: _Job, helpers: int) -> None:
         for part in job.parts:  # after an error or Ctrl-C, nobody begins another
             del part
         for worker in _helpers(helpers):
+            while worker.working.locked() and _later.one():
+                pass  # what was put off takes less time than a thread to wake
             worker.wait()
     if job.error is not None:
         raise job.error
