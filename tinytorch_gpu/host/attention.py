@@ -210,11 +210,12 @@ def _normalize(weights: Any) -> Any:
     """Have rows of weights (..., S) add up to 1; return them.
 
     Those of mild scores are powers as they are; and a log-sum-exp far from 0 has been rounded by much, with it
-    all weights of its row alike. Rows that see nothing, or a NaN, stay as they are.
+    all weights of its row alike. Those of a row that sees a NaN are 0 but for the NaN's own.
     """
     keys = weights.shape[-1]
     total = numpy.matmul(weights.reshape(-1, keys), numpy.ones((keys, 1), weights.dtype))
-    total[~(total > 0)] = 1
+    total[total == 0] = 1
+    total[numpy.isnan(total)] = numpy.inf
     weights /= total.reshape(*weights.shape[:-1], 1)
     return weights
 
