@@ -8,9 +8,9 @@ import pytest
 from tinytorch_gpu import native
 from tinytorch_gpu.config import FAMILIES, TransformerConfig, preset
 from tinytorch_gpu.host import threads
-from tinytorch_gpu.profiler import Setting, inference_memory, training_memory
+from tinytorch_gpu.profiler import Setting, inference_memory, training_memory, workspace
 from tinytorch_gpu.profiler.memory import optimizer_bytes, saved_bytes
-from tinytorch_gpu.profiler.traced import measure_training_memory
+from tinytorch_gpu.profiler.traced import measure_inference_memory, measure_training_memory
 
 GPT2, LLAMA, T5 = FAMILIES["gpt2"], FAMILIES["llama"], {**FAMILIES["t5"], "encoder_layers": 2}
 # (choices, (vocabulary, width, heads, layers, hidden, context), batch, tokens, how it is trained)
@@ -58,6 +58,102 @@ def test_prediction_within_a_twentieth_of_what_is_allocated(name: str) -> None:
         assert said[part] == found[part], part
     for part in ("activations", "at_rest", "forward_peak", "backward_peak", "update_peak", "peak"):
         assert said[part] == pytest.approx(found[part], rel=0.05), part
+
+
+@pytest.mark.parametrize("limit", [1 << 25, 4_000_000, 1_500_000])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2 again", "llama", "llama again", "llama, tied", "course"])  # fmt: skip
+def test_gradients_that_are_put_off(
+    name: str, limit: int, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that can wait: all of it, up to the limit, since no thread ever comes to help."""
+    threads.set_threads(2)
+    monkeypatch.setattr(threads, "PUT_OFF", limit)
+    monkeypatch.setattr(threads, "_helpers", lambda count: [])
+    monkeypatch.setattr(workspace, "threads", lambda: 1)  # who does not come needs no buffers
+    choices, sizes, batch, tokens, how = SHAPES[name]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    found = measure_training_memory(config, batch, tokens, "float64", **how)
+    said = training_memory(Setting(config, "float64"), batch, tokens, **how)
+    assert said.backward_peak == pytest.approx(found.backward_peak, rel=0.05)
+    assert said.peak == pytest.approx(found.peak, rel=0.05)
+    threads.set_threads(1)
+    alone = training_memory(Setting(config, "float64"), batch, tokens, **how)
+    more = said.backward_peak - alone.backward_peak
+    assert -0.02 * alone.backward_peak < more <= limit, "buffers of more threads are smaller"
+    if limit == 1 << 25 and name != "llama, tied":  # most of whose memory is that of the loss
+        assert said.backward_peak > 1.03 * alone.backward_peak
+
+
+def test_nothing_is_put_off_by_a_gpu_nor_by_native_code(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices, sizes, batch, tokens, _ = SHAPES["llama"]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    settings = [Setting(config, "float32", "cuda")]
+    if native.library() is not None:
+        settings.append(Setting(config))
+    monkeypatch.setattr(workspace, "threads", lambda: 1)
+    for setting in settings:
+        peaks = []
+        for count in (1, 2):
+            threads.set_threads(count)
+            peaks.append(training_memory(setting, batch, tokens).backward_peak)
+        assert peaks[0] == peaks[1]
+
+
+# (choices, sizes as above, batch, tokens)
+PROMPTS: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {
+    "gpt2": (GPT2, (500, 64, 4, 3, 256, 128), 4, 128),
+    "gpt2, long": (GPT2, (500, 64, 4, 2, 256, 1024), 1, 900),
+    "llama": (LLAMA, (800, 96, 6, 3, 256, 128, 0.0, True, True, 2), 4, 128),
+    "llama, long": (LLAMA, (800, 256, 4, 2, 256, 1024, 0.0, True, True, 2), 1, 1000),
+    "llama, q/k norm": ({**LLAMA, "qk_norm": True}, (600, 64, 4, 2, 192, 1024), 1, 1000),
+    "course": ({}, (600, 96, 8, 2, 384, 128), 4, 100),
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("cache", [None, "float16", "q8_0"])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_s_memory_within_a_twentieth_too(name: str, cache: str | None) -> None:
+    """What is decoded of a cache that is narrower than the activations is a part of it."""
+    choices, sizes, batch, tokens = PROMPTS[name]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    found = measure_inference_memory(config, batch, tokens, cache_dtype=cache).to_dict()
+    said = inference_memory(Setting(config, cache_dtype=cache), batch, tokens).to_dict()
+    for part in ("weights", "cache", "tables"):
+        assert said[part] == found[part], part
+    for part in ("workspace", "total"):
+        assert said[part] == pytest.approx(found[part], rel=0.05), part
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama, long"])
+def test_and_through_a_cache_in_8_bit_in_float64(name: str) -> None:
+    choices, sizes, batch, tokens = PROMPTS[name]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    found = measure_inference_memory(config, batch, tokens, "float64", "q8_0")
+    said = inference_memory(Setting(config, "float64", cache_dtype="q8_0"), batch, tokens)
+    assert said.workspace == pytest.approx(found.workspace, rel=0.05)
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_what_is_decoded_of_a_cache_grows_with_what_it_holds(where: str) -> None:
+    config = TransformerConfig(500, 256, 4, 4, 512, 8192, **LLAMA)  # type: ignore[arg-type]
+
+    def workspace_of(context: int, cache: str | None) -> int:
+        return inference_memory(Setting(config, "float32", where, cache), 1, context).workspace
+
+    plain, short = (workspace_of(8192, cache) for cache in (None, "q8_0"))
+    copies = 2 * 8192 * 256 * 4
+    assert copies * 0.8 < short - plain < copies * 1.1
+    assert workspace_of(4096, "q8_0") < 0.7 * short
+
+
+def test_a_prompt_to_a_gpu_is_what_its_kernels_say() -> None:
+    from tinytorch_gpu.cuda.cached_attention import MOST_TOKENS
+
+    assert workspace.FEW_TOKENS == MOST_TOKENS
 
 
 def test_sixteen_bits_have_masters_and_wide_activations_on_a_cpu() -> None:

@@ -211,8 +211,10 @@ class Transformer(Stack):
             real = self._real(lengths, ids)
             # Padding comes last, where no token looks that looks back only.
             positions.lengths = None if self.config.causal else real
-        x = self.first_states(ids, positions, token_types)
-        made = self.through(x, positions, mask, cache, memory, return_attention_weights)
+        made = self.through(  # alone holds the first states, and lets go of them
+            self.first_states(ids, positions, token_types),
+            positions, mask, cache, memory, return_attention_weights,
+        )  # fmt: skip
         if cache is not None:
             cache.advance()
         return made

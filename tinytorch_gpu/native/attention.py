@@ -9,10 +9,10 @@ from ..core.tensor import grad_enabled
 from ..host.attention import accepts_cached
 from ..ops import attention, cached_attention
 from ..special import append_rows
-from .cached_attention import MOST_TOKENS
 from .dropout import is_state
 from .library import Operation, packed, pointer
 from .rotary import turn
+from .sizes import MOST_TOKENS
 
 # sizes, causal, window; scale; lengths, starts; mask and its strides; state, dropout
 _SHAPE = "8qd2PP4qPd"

@@ -9,14 +9,11 @@ from ..ops import cached_attention
 from ..quantized.cache import EightBit
 from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
+from .sizes import MOST_TOKENS, parts_size
 
 # packed, keys, values, their scales, places, firsts, lengths, cos, sin, positions, parts, out; batch,
 # tokens, heads, kv heads, width, turned, format, stop, capacity, causal, window, two pitches, nine strides; scale
 _attend = Operation("cached_attention", "13P22qd")
-
-# More tokens are a prompt, whose products are better made a tile at a time.
-MOST_TOKENS = 16
-PIECES = 16  # of kernels/cpu/cached_attention.cpp
 
 
 def _accepts(
@@ -79,7 +76,7 @@ def _fields(
         form, scale_strides = "q8_0", _strides(keys.scales)
         key_scales, value_scales = keys.scales, values.scales
         keys, values = keys.values, values.values
-    parts = numpy.empty(batch * PIECES * heads * tokens * (width + 2), numpy.float32)
+    parts = numpy.empty(parts_size(batch, heads, tokens, width), numpy.float32)
     arrays = (
         new, keys, values, key_scales, value_scales, places, firsts, lengths, cos, sin, positions,
         parts, out,

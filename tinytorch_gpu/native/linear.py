@@ -13,6 +13,7 @@ from ..quantized import QuantizedMatrix
 from .activation import ACTIVATIONS, GATED, activation_gradient
 from .blocks import FORMATS, GROUP, PLAIN, interleaved
 from .library import Operation, Record, packed, pointer
+from .sizes import MANY_ROWS, rounded_bytes
 
 # x, weight, bias, residual, inner, out, scratch; rows, width, outs, format, bias format, activation,
 # pitch, exact
@@ -21,8 +22,6 @@ _linear = Operation("linear", "7P8q")
 # left, right, out; rows, columns, depth, and both's strides
 _product = Operation("product", "3P7q")
 _column_sums = Operation("column_sums", "2P2q")  # x, sums; rows, width
-# As many rows and more meet a weight of floats as whole matrices: MANY_ROWS of kernels/cpu/linear.h.
-MANY_ROWS = 24
 
 
 def _accepts(
@@ -69,7 +68,7 @@ def _calls(
     for array, outs, form in _parts(weight):
         scratch, exact = None, form not in PLAIN and grad_enabled()
         if form not in PLAIN and rows > 1 and not exact:
-            scratch = numpy.empty(rows * _rounded_bytes(width), numpy.uint8)
+            scratch = numpy.empty(rows * rounded_bytes(width), numpy.uint8)
         places = (0, 0, first * (0 if bias is None else bias.itemsize), 4 * first, 0, 4 * first, 0)
         arrays = (x, array, bias, residual, inner, out, scratch)
         pointers = (p and p + o for p, o in zip(map(pointer, arrays), places, strict=True))
@@ -91,11 +90,6 @@ def _parts(weight: Any) -> list[tuple[Any, int, str]]:
         (p.data if p.format.name in PLAIN else interleaved(p), p.shape[0], p.format.name)
         for p in weight.parts
     ]
-
-
-def _rounded_bytes(width: int) -> int:
-    """Bytes of a row of x in 8 bits, with its scales (kernels/cpu/linear_quantized.h)."""
-    return -(-(width + width // 32 * 16) // 64) * 64
 
 
 def _halves_apart(x: Any, weight: Any, activation: str | None) -> bool:

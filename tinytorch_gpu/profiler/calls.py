@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import TransformerConfig
-from .formats import Format, activation_format, bytes_per_weight, format_named, stored_as
+from .formats import (
+    Format,
+    activation_format,
+    bytes_in_cache,
+    bytes_per_weight,
+    format_named,
+    stored_as,
+)
 
 IDS = 8  # token ids and positions are int64
 
@@ -112,6 +119,11 @@ class Setting:
     def cache(self) -> Format:
         """How keys and values are stored."""
         return self.activations if self.cache_dtype is None else format_named(self.cache_dtype)
+
+    @property
+    def cache_width(self) -> float:
+        """Bytes of a number of a key or value in the cache."""
+        return bytes_in_cache(self.cache, self.config.head_size)
 
     def weight(self, name: str, *shape: int) -> Array:
         """A parameter: a vector, or a matrix (out, in)."""

@@ -7,6 +7,7 @@ byte.
 from ..backend import DEVICES, compute_dtype, dtype
 from ..quantized import FORMATS as BY_FILE_NAME
 from ..quantized import Format, fitting, format_named, kept_dense
+from ..quantized.cache import groups_of
 
 # By the name of the dtype, or of the format in blocks.
 FORMATS = {form.name: form for form in BY_FILE_NAME.values()}
@@ -15,6 +16,13 @@ FORMATS = {form.name: form for form in BY_FILE_NAME.values()}
 def bytes_per_weight(form: Format) -> float:
     """Bytes of one weight, its share of the scales included."""
     return form.nbytes / form.elements
+
+
+def bytes_in_cache(form: Format, head: int) -> float:
+    """Bytes of a number of a key or value whose heads have ``head`` numbers: in 8 bit those share float16 scales."""
+    if form.blocked:
+        return 1 + 2 * groups_of(head) / head
+    return bytes_per_weight(form)
 
 
 def stored_as(form: Format, name: str, shape: tuple[int, ...], tied: bool) -> Format:
@@ -45,6 +53,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "activation_format",
+    "bytes_in_cache",
     "bytes_per_weight",
     "format_named",
     "stored_as",

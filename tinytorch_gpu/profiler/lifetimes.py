@@ -5,11 +5,13 @@ goes to; going back frees them call by call; gradients that meet are added into 
 gradient stays.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
+from ..host import threads
 from .calls import Array, Call
 from .costs import VIEWS
-from .workspace import backward_workspace, forward_workspace, made_unrecorded
+from .workspace import backward_workspace, forward_workspace, is_native, made_unrecorded
 
 
 class Ledger:
@@ -67,6 +69,8 @@ def run_forward(
         if call.role == "norm":  # its result is in a variable of the block while its part runs
             normed = call.outputs[-1].owner
             last[normed] = max(last[normed], _end_of_part(calls, i))
+    if not recorded:
+        _hold_inputs(calls, last)
     result = result_of(calls).owner
     for i, call in enumerate(calls):
         made = [a for a in call.outputs if a.base is None and a.kind != "ids"]
@@ -83,6 +87,18 @@ def run_forward(
             if array is not result and array is not given:
                 ledger.drop(array)
     return result
+
+
+def _hold_inputs(calls: list[Call], last: dict[Array, int]) -> None:
+    """What a block was called with lives until it returns: its caller has it in a variable."""
+    for i, call in enumerate(calls):
+        first = call.layer is not None and (i == 0 or calls[i - 1].layer != call.layer)
+        if first and call.arrays[0] is not None:
+            end = i
+            while end + 1 < len(calls) and calls[end + 1].layer == call.layer:
+                end += 1
+            array = call.arrays[0].owner
+            last[array] = max(last[array], end)
 
 
 def result_of(calls: list[Call]) -> Array:
@@ -106,6 +122,49 @@ def _end_of_part(calls: list[Call], index: int) -> int:
     return last
 
 
+def _puts_off(call: Call) -> bool:
+    """Whether the backward of a call leaves the gradient of its weight for later: NumPy's, with threads for it."""
+    if call.op != "linear" or is_native(call) or threads.threads() < 2:
+        return False
+    x, weight = call.arrays[:2]
+    assert x is not None and weight is not None
+    return weight.width == x.width
+
+
+class _PutOff:
+    """Gradients of weights that wait for a thread (``host/threads.py``): what they are made of is kept alive, the
+    oldest until too much waits. Another thread may be quicker: this is the most that it can be."""
+
+    def __init__(self, ledger: Ledger):
+        self.ledger, self.nbytes = ledger, 0
+        self.works: deque[tuple[Array, ...]] = deque()
+
+    def add(self, call: Call, dout: Array) -> None:
+        """The product of a call's input and of what comes back, that before an activation being an array of its own."""
+        x = call.arrays[0]
+        assert x is not None
+        if call.options.get("activation"):
+            dout = Array(call.keeps[0].shape, call.keeps[0].width)
+            self.ledger.make(dout)
+        else:
+            self.ledger.hold(dout)
+        self.ledger.hold(x.owner)
+        self.works.append((x.owner, dout))
+        self.nbytes += x.nbytes + dout.nbytes
+        while self.nbytes > threads.PUT_OFF and self.works:
+            self._one()
+
+    def settle(self) -> None:
+        """All is made."""
+        while self.works:
+            self._one()
+
+    def _one(self) -> None:
+        for array in self.works.popleft():
+            self.ledger.drop(array)
+            self.nbytes -= array.nbytes
+
+
 @dataclass
 class Backward:
     """The way back: gradients that wait for the call that made an array, and those of parameters."""
@@ -113,6 +172,9 @@ class Backward:
     ledger: Ledger
     where: str
     parameters: dict[Array, Array]
+
+    def __post_init__(self) -> None:
+        self.late = _PutOff(self.ledger)
 
     def run(
         self, calls: list[Call], gradient: Array, of: Array, stop: Array | None = None
@@ -136,6 +198,8 @@ class Backward:
             douts.append(zeros)
         gradients = self._gradients(call, douts)
         ledger.need(backward_workspace(call, self.where))
+        if self.where == "cpu" and _puts_off(call):
+            self.late.add(call, douts[0])
         if call.op not in VIEWS:
             for array in (*call.keeps, *saved_outputs(call)):
                 ledger.drop(array)

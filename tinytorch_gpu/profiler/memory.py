@@ -11,7 +11,7 @@ from .formats import bytes_per_weight
 from .lifetimes import Backward, Ledger, held, result_of, run_forward
 from .parameters import parameters
 from .walk import forward_calls, loss_calls
-from .workspace import rotary_factors, update_workspace
+from .workspace import rotary_factors, turns, update_workspace
 
 PREFILL_CHUNK = 512  # generation feeds a prompt in parts of this many tokens
 
@@ -156,6 +156,7 @@ class _Step:
                     self.ledger.drop(array)
             if before is not None:
                 of = before
+        back.late.settle()
 
 
 def _segments(
@@ -186,7 +187,7 @@ def _tables(setting: Setting, last: int) -> int:
 
 def _factors(setting: Setting, calls: list[Call]) -> int:
     """What the CPU's rotary maker holds on to between passes."""
-    turned = [call for call in calls if call.op == "rotary"]
+    turned = [call for call in calls if call.op == "rotary" or turns(call)]
     return rotary_factors(turned[0]) if turned and setting.where == "cpu" else 0
 
 
@@ -196,7 +197,7 @@ def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMem
     if not config.head:
         raise ValueError("a model without a head does not write: it has no cache")
     weights = sum(part.nbytes for part in parameters(setting))
-    per_token = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.cache)
+    per_token = 2 * config.kv_heads * config.head_size * setting.cache_width
     cache = round(config.num_layers * batch * context * per_token)
     if config.encoder_layers:  # the source's, as long as the text
         read = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.activations)
@@ -204,7 +205,8 @@ def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMem
     tokens = min(context, PREFILL_CHUNK)
     run = Pass(batch, tokens, past=context - tokens, cached=True, last=True)
     calls = forward_calls(setting, run)
-    ledger = Ledger()
+    # Each part of the prompt makes the factors of its positions while those of the one before are there.
+    ledger = Ledger(_factors(setting, calls))
     run_forward(calls, ledger, False, setting.where, None)
     return InferenceMemory(weights, cache, _tables(setting, context), ledger.peak)
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy
 
 from ..config import TransformerConfig
-from ..core.tensor import Tensor
+from ..core.tensor import Tensor, no_grad
 from ..core.transformers import Transformer
+from ..generation.cache import Cache
+from ..generation.prefill import prefill
 from ..training import SGD, AdamW, CrossEntropyLoss, clip_grad_norm
-from .memory import TrainingMemory
+from .memory import PREFILL_CHUNK, InferenceMemory, TrainingMemory
 
 # The domain in which NumPy reports its arrays to tracemalloc (NumPy's documentation of tracemalloc).
 NUMPY_DOMAIN = 389047
@@ -96,3 +98,39 @@ def _measure(
         stored, gradients, state, rest - stored - state, forward.live - offset - rest,
         forward.peak - offset, backward.peak - offset, update.peak - offset,
     )  # fmt: skip
+
+
+def measure_inference_memory(
+    config: TransformerConfig, batch: int, context: int, dtype: str = "float32", cache_dtype: str | None = None,
+) -> InferenceMemory:  # fmt: skip
+    """What ``memory.inference_memory`` predicts, measured on the CPU: what feeding the prompt's last part takes."""
+    began = tracemalloc.is_tracing()
+    tracemalloc.start(1)
+    try:
+        return _measure_prompt(config, batch, context, dtype, cache_dtype)
+    finally:
+        if not began:
+            tracemalloc.stop()
+
+
+def _measure_prompt(
+    config: TransformerConfig, batch: int, context: int, dtype: str, cache_dtype: str | None
+) -> InferenceMemory:
+    rows = numpy.random.default_rng(0).integers(0, config.vocab_size, (batch, context))
+    begun, part = numpy_bytes(), min(context, PREFILL_CHUNK)
+    model: Any = Transformer.from_config(config, device="cpu", dtype=dtype, seed=0).eval()
+    cache = Cache.for_model(model, batch, context, cache_dtype)
+    with no_grad():
+        if part < context:
+            prefill(model, rows[:, :-part], cache)
+        prefill(model, rows[:, -part:], cache)  # makes the tables
+        cache.rollback(part)
+        with traced() as found:
+            prefill(model, rows[:, -part:], cache)
+    stored = sum(p.data.nbytes for p in model.parameters())
+    fixed: Any = () if model.rotary is None else model.rotary.tables(context)
+    if config.position == "sinusoidal":
+        fixed = (model.pos_encoding.pe.data,)
+    tables = sum(table.nbytes for table in fixed)
+    rest = begun + stored + cache.nbytes + tables
+    return InferenceMemory(stored, cache.nbytes, tables, found.peak - rest)

@@ -242,7 +242,7 @@ class _Walk:
         config, run = self.config, self.run
         stop = run.past + run.tokens
         shape = (run.batch, stop, config.kv_heads, config.head_size)
-        width = bytes_per_weight(self.setting.cache)
+        width = self.setting.cache_width
         keys, values = (Array(shape, width, "cache", n) for n in ("keys", "values"))
         tables = (*self._tables(), self.positions) if config.position == "rotary" else (None,) * 3
         out = self.activation(run.batch, run.tokens, config.num_heads * config.head_size)
@@ -259,7 +259,7 @@ class _Walk:
         q, k, v = self._view("split_heads", packed, *((*rows, n, head) for n in (heads, shared, shared)))  # fmt: skip
         if run.cached:  # the cache takes copies; attention reads it all
             shape = (run.batch, run.past + run.tokens, shared, head)
-            width = bytes_per_weight(self.setting.cache)
+            width = self.setting.cache_width
             k, v = (Array(shape, width, "cache", n) for n in ("keys", "values"))
         return self._attend(q, k, v, self.distances, config.causal, config.sliding_window)
 

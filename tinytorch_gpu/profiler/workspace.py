@@ -8,6 +8,7 @@ back to.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from .. import native
 from ..config import GATED
@@ -17,11 +18,14 @@ from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
 from ..host.scores import QUERIES, SCORES
 from ..host.threads import row_parts, threads
+from ..native.sizes import MANY_ROWS, MOST_TOKENS, parts_size, rounded_bytes
+from ..quantized.cache import groups_of
 from .calls import Array, Call
 from .costs import has_bias
 
 # A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
 GELU, GELU_BACK = 7, 8
+FEW_TOKENS = 8  # MOST_TOKENS of cuda/cached_attention.py: more are a prompt to a GPU
 # Attention with dropout or a bias runs its reference: arrays of all scores at the worst moment.
 SCORES_KEPT, SCORES_BACK = 10, 9
 BIAS_KEPT, BIAS_BACK = 3, 4
@@ -29,11 +33,14 @@ BIAS_KEPT, BIAS_BACK = 3, 4
 
 def forward_workspace(call: Call, where: str = "cpu", recorded: bool = True) -> int:
     """Bytes beside the results while a call runs."""
-    if where != "cpu" or _is_native(call):
-        return 0
+    if where != "cpu":
+        return _decoded_there(call)
+    read = _read(call)
+    if is_native(call):
+        return read if recorded or call.op != "linear" else _native_linear(call)
     need = _FORWARD.get(call.op)
     sloped = recorded and call.op == "linear" and call.options["activation"] in SLOPED
-    return (0 if need is None else need(call)) + (_buffers(call, BUFFERS) if sloped else 0)
+    return read + (0 if need is None else need(call)) + (_buffers(call, BUFFERS) if sloped else 0)
 
 
 def backward_workspace(call: Call, where: str = "cpu") -> int:
@@ -41,7 +48,7 @@ def backward_workspace(call: Call, where: str = "cpu") -> int:
     if call.op == "linear" and call.options.get("activation") and where != "cpu":
         return call.keeps[0].nbytes  # the gradient before the activation, on every device
     need = _BACKWARD.get(call.op)
-    if _is_native(call):
+    if is_native(call):
         # The gradient before an activation takes the place of the result's, unless it is wider.
         gated = call.op == "linear" and call.options.get("activation") in GATED
         return call.keeps[0].nbytes if gated else 0
@@ -63,18 +70,23 @@ def update_workspace(weights: list[Array], where: str = "cpu", optimizer: str = 
 
 def made_unrecorded(call: Call, where: str) -> tuple[Array, ...]:
     """What a call that is not recorded makes of what it would keep: NumPy's makers all the same."""
-    return () if where == "cpu" and _is_native(call) else call.keeps
+    return () if where == "cpu" and is_native(call) else call.keeps
 
 
 # Native code works in place, or a few rows at a time.
-_NATIVE = ("linear", "attention", "cached_attention", "cross_entropy")
+_NATIVE = ("linear", "attention", "cross_entropy")
 
 
-def _is_native(call: Call) -> bool:
+def is_native(call: Call) -> bool:
     """Whether native code does a call, which needs nothing beside the results."""
-    if call.op not in _NATIVE or native.library() is None or _first(call).width != 4:
+    if call.op not in _NATIVE or not _by_library(call):
         return False
     return call.op != "attention" or not (call.options.get("dropout") or has_bias(call))
+
+
+def _by_library(call: Call) -> bool:
+    """Whether there is native code, and for numbers like these."""
+    return native.library() is not None and _first(call).width == 4
 
 
 def _first(call: Call) -> Array:
@@ -83,17 +95,27 @@ def _first(call: Call) -> Array:
     return found
 
 
+def _native_linear(call: Call) -> int:
+    """What is not recorded: of many rows both halves of a gated product, where the weight is of floats, and x in
+    8 bit where it is in blocks."""
+    x, weight = _first(call), call.arrays[1]
+    assert weight is not None
+    rows, width = x.size // x.shape[-1], x.shape[-1]
+    if weight.width < 2:
+        return rows * rounded_bytes(width) if rows > 1 else 0
+    many = call.options.get("activation") in GATED and rows >= MANY_ROWS
+    return 4 * rows * weight.shape[0] if many else 0
+
+
 def _linear(call: Call) -> int:
-    """Native code needs none, whatever the storage of the weight. Without it, and in float64, NumPy makes an
-    array before the activation (which training keeps anyway) and the temporaries of a GELU."""
+    """By NumPy: an array before the activation (which training keeps anyway) and the temporaries of a GELU."""
     activation, x, weight = call.options.get("activation"), _first(call), call.arrays[1]
     assert weight is not None
     if activation is None:
         return 0
     inner = round(x.size // x.shape[-1] * weight.shape[0] * x.width)
-    if x.width == 4:  # in blocks of rows
-        return GELU * min(inner, 4 * BLOCK) if activation == "gelu" else 0
-    return (0 if call.keeps else inner) + (GELU * inner if activation == "gelu" else 0)
+    some = min(inner, 4 * BLOCK) if x.width == 4 else inner  # float32 in blocks of rows
+    return (0 if call.keeps else inner) + (GELU * some if activation == "gelu" else 0)
 
 
 def _linear_back(call: Call) -> int:
@@ -116,30 +138,35 @@ def _buffers(call: Call, count: int, share: int = 1) -> int:
     return round(count * rows * width * x.width) * min(threads(), len(parts))
 
 
-def _block(call: Call, keys: int) -> tuple[int, int, int]:
-    """(scores, heads times queries, key heads) of the blocks that are worked on at a time in the attention over
-    ``keys``: of several rows of the batch, or of a part of one."""
+def _block(call: Call, queries: int, keys: int) -> tuple[int, int, int]:
+    """(scores, heads times queries, heads times keys) of the blocks of so many queries that are worked on at a time in
+    the attention over ``keys``: of several rows of the batch, or of a part of one."""
     q, k = call.arrays[:2]
     assert q is not None and k is not None
-    rows, groups, kv_heads = min(q.shape[1], QUERIES), q.shape[2] // k.shape[2], k.shape[2]
-    each = groups * rows * max(keys, 1)
+    groups, kv_heads = q.shape[2] // k.shape[2], k.shape[2]
+    each = groups * queries * max(keys, 1)
     count, parts = max(1, SCORES // each), batch_parts(q, k)
     together = min(kv_heads, count) * max(1, min(parts[0].stop, count // kv_heads))
     together *= min(threads(), len(parts))
-    return together * each, together * groups * rows, together
+    return together * each, together * groups * queries, together * keys
 
 
 def _largest(call: Call) -> tuple[int, int, int, int]:
-    """Of the last block, which sees most keys: ``_block``'s three, and the scores of the block before: a
-    buffer that has become too small is there until the new one is."""
-    k, options = call.arrays[1], call.options
-    assert k is not None
-    keys = k.shape[1]
-    seen = keys if options["window"] is None else min(keys, options["window"] + QUERIES)
-    grows = options["causal"] and seen == keys > QUERIES
-    before = _block(call, keys - QUERIES)[0] if grows else 0
-    scores, rows, heads = _block(call, seen)
-    return scores, rows, heads * seen, before if before < scores else 0
+    """The most that ``_block`` says of any block, and what more scores there are at a time: a buffer that has
+    become too small is there until the new one is."""
+    q, k, options = *call.arrays[:2], call.options
+    assert q is not None and k is not None
+    tokens, window = q.shape[1], options["window"]
+    most, more = (0, 0, 0), 0
+    for first in range(0, tokens, QUERIES):
+        last = min(first + QUERIES, tokens)
+        seen = k.shape[1] - (tokens - last if options["causal"] else 0)
+        seen = seen if window is None else min(seen, window + QUERIES)
+        found = _block(call, last - first, seen)
+        if found[0] > most[0]:
+            more = max(more + most[0], most[0] + found[0]) - found[0]
+        most = tuple(map(max, most, found))  # type: ignore[assignment]
+    return *most, more
 
 
 def _attention(call: Call) -> int:
@@ -149,7 +176,14 @@ def _attention(call: Call) -> int:
         return kept * _all_scores(call)
     scores, rows, _, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
-    return round(width * (scores + max(before + rows * head, 2 * rows * head + 4 * rows)))
+    while_masked = width * (before + rows * head) + _masks(call)
+    return round(width * scores + max(while_masked, width * (2 * rows * head + 4 * rows)))
+
+
+def _masks(call: Call) -> int:
+    """Which keys of a block are later than its queries: found by whole numbers."""
+    queries = min(QUERIES, _first(call).shape[1])
+    return 9 * queries * queries if call.options["causal"] else 0
 
 
 def _attention_back(call: Call) -> int:
@@ -169,14 +203,69 @@ def _all_scores(call: Call) -> int:
 
 
 def _cached(call: Call) -> int:
-    """A block of scores; rotary positions turn a copy and need one more."""
+    """Many tokens through the cache: turned, appended, and mixed with all that it holds, of which there is a
+    copy if it is narrower. The result is not there yet while they are turned."""
     packed, keys = call.arrays[:2]
     assert packed is not None and keys is not None
-    rows, stop, heads = min(packed.shape[1], QUERIES), keys.shape[1], call.options["heads"]
-    each = heads // keys.shape[2] * rows * stop
-    scores = each * max(1, min(keys.shape[2], SCORES // max(each, 1)))
-    turned = 0 if call.arrays[5] is None else 2 * packed.nbytes
-    return round(packed.width * scores) + turned
+    batch, tokens, _, width = packed.shape
+    heads, shared = call.options["heads"], keys.shape[2]
+    turned = packed.nbytes if turns(call) else 0
+    new = round(batch * tokens * shared * width * packed.width)
+    if _by_library(call):
+        if tokens <= MOST_TOKENS:
+            return 4 * parts_size(batch, heads, tokens, width)
+        mix = 0
+    else:
+        q = Array((batch, tokens, heads, width), packed.width)
+        k = Array(keys.shape, packed.width)
+        mix = _attention(replace(call, arrays=(q, k, k), outputs=(q,)))
+    # Neither the result nor the factors of the pass before are there any more, or yet, while heads are turned.
+    early = -call.outputs[0].nbytes
+    turning = early + 2 * turned
+    append = early + turned + (_rounding(new, width) if keys.width < 2 else 0)
+    return max(turning, append, turned + _copies(keys, packed.width) + mix)
+
+
+def _rounding(new: int, head: int) -> int:
+    """Three arrays like the keys, or values, that are put in 8 bit, and four of a number for each scale."""
+    return 3 * new + 4 * new * groups_of(head) // head
+
+
+def _copies(keys: Array, width: float) -> int:
+    """Keys and values widened from the cache: by way of float32, or of 8 bit the scales too."""
+    if keys.width == width:
+        return 0
+    both = round(2 * keys.size * width)
+    if width > 4:
+        return both + 4 * keys.size
+    return both + (
+        4 * keys.size * groups_of(keys.shape[3]) // keys.shape[3] if keys.width < 2 else 0
+    )
+
+
+def _read(call: Call) -> int:
+    """What attention that appends to a cache apart reads of it, widened."""
+    if call.op != "attention":
+        return 0
+    keys = call.arrays[1]
+    assert keys is not None
+    return _copies(keys, _first(call).width) if keys.kind == "cache" else 0
+
+
+def _decoded_there(call: Call) -> int:
+    """On a GPU a prompt reads a cache in 8 bit by a copy in its own dtype."""
+    if call.op != "cached_attention" or _first(call).shape[1] <= FEW_TOKENS:
+        return 0
+    keys = call.arrays[1]
+    assert keys is not None
+    return round(2 * keys.size * _first(call).width) if keys.width < 2 else 0
+
+
+def turns(call: Call) -> bool:
+    """Whether a call through the cache makes a turned copy of its queries and keys: that for many tokens."""
+    if call.op != "cached_attention" or call.arrays[5] is None:
+        return False
+    return not (_by_library(call) and _first(call).shape[1] <= MOST_TOKENS)
 
 
 def _loss(call: Call) -> int:
