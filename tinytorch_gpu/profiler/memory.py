@@ -11,7 +11,7 @@ from .formats import bytes_per_weight
 from .lifetimes import Backward, Ledger, held, result_of, run_forward
 from .parameters import parameters
 from .walk import forward_calls, loss_calls
-from .workspace import rotary_factors, turns, update_workspace
+from .workspace import by_library, rotary_factors, turns, update_workspace
 
 PREFILL_CHUNK = 512  # generation feeds a prompt in parts of this many tokens
 
@@ -186,9 +186,11 @@ def _tables(setting: Setting, last: int) -> int:
 
 
 def _factors(setting: Setting, calls: list[Call]) -> int:
-    """What the CPU's rotary maker holds on to between passes."""
+    """What NumPy's rotary maker holds on to between passes."""
     turned = [call for call in calls if call.op == "rotary" or turns(call)]
-    return rotary_factors(turned[0]) if turned and setting.where == "cpu" else 0
+    if not turned or setting.where != "cpu" or by_library(turned[0]):
+        return 0
+    return rotary_factors(turned[0])
 
 
 def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMemory:

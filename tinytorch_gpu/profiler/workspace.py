@@ -74,19 +74,19 @@ def made_unrecorded(call: Call, where: str) -> tuple[Array, ...]:
 
 
 # Native code works in place, or a few rows at a time.
-_NATIVE = ("linear", "attention", "cross_entropy")
+_NATIVE = ("linear", "attention", "cross_entropy", "embedding", "rotary")
 
 
 def is_native(call: Call) -> bool:
     """Whether native code does a call, which needs nothing beside the results."""
-    if call.op not in _NATIVE or not _by_library(call):
+    if call.op not in _NATIVE or not by_library(call):
         return False
-    return call.op != "attention" or not (call.options.get("dropout") or has_bias(call))
+    return call.op != "attention" or not has_bias(call)
 
 
-def _by_library(call: Call) -> bool:
+def by_library(call: Call) -> bool:
     """Whether there is native code, and for numbers like these."""
-    return native.library() is not None and _first(call).width == 4
+    return native.library() is not None and call.outputs[0].width == 4
 
 
 def _first(call: Call) -> Array:
@@ -211,7 +211,7 @@ def _cached(call: Call) -> int:
     heads, shared = call.options["heads"], keys.shape[2]
     turned = packed.nbytes if turns(call) else 0
     new = round(batch * tokens * shared * width * packed.width)
-    if _by_library(call):
+    if by_library(call):
         if tokens <= MOST_TOKENS:
             return 4 * parts_size(batch, heads, tokens, width)
         mix = 0
@@ -219,9 +219,9 @@ def _cached(call: Call) -> int:
         q = Array((batch, tokens, heads, width), packed.width)
         k = Array(keys.shape, packed.width)
         mix = _attention(replace(call, arrays=(q, k, k), outputs=(q,)))
-    # Neither the result nor the factors of the pass before are there any more, or yet, while heads are turned.
+    # The result is not there yet while heads are turned; the factors of the pass before were let go of.
     early = -call.outputs[0].nbytes
-    turning = early + 2 * turned
+    turning = early + turned * (1 if by_library(call) else 2)
     append = early + turned + (_rounding(new, width) if keys.width < 2 else 0)
     return max(turning, append, turned + _copies(keys, packed.width) + mix)
 
@@ -265,7 +265,7 @@ def turns(call: Call) -> bool:
     """Whether a call through the cache makes a turned copy of its queries and keys: that for many tokens."""
     if call.op != "cached_attention" or call.arrays[5] is None:
         return False
-    return not (_by_library(call) and _first(call).shape[1] <= MOST_TOKENS)
+    return not (by_library(call) and _first(call).shape[1] <= MOST_TOKENS)
 
 
 def _loss(call: Call) -> int:
