@@ -253,4 +253,5 @@ CASES: list[Case] = [
 KERNEL_CASES: list[Case] = [
     *ACTIVATION, *CACHED, *DROPOUT, *EIGHT_BIT, *EMBEDDING, *FLASH, *FLASH_NOT_FINITE, *LINEAR, *LORA_KERNELS, *LOSS, *NORM,
     *OPTIMIZER_KERNELS, *ROTARY, *SAMPLING,
+    *(Case("cast", f"to {d}", (normal(5, 107),), {"dtype": DType(d)}) for d in ("float32", "float16")),
 ]  # fmt: skip

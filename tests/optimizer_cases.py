@@ -63,6 +63,8 @@ OPTIMIZER_KERNELS: list[Case] = [
     _adamw("no moments", 40, beta1=0.0, beta2=0.0, eps=1e-3),
     _adamw("other betas", 40, beta1=0.95, beta2=0.9, eps=1e-6, weight_decay=0.3, rate=0.5),
     _adamw("nothing", 0),
+    _sgd("more than a chunk", 8193, momentum=0.9, weight_decay=0.1, master=True),
+    _sgd("nothing", 0),
     Case("gradient_norm", "a number", (normal(),)),
     Case("gradient_norm", "more than a chunk", (normal(8201), normal(5))),
     Case("gradient_norm", "zeros", (fixed([0.0, 0, 0]),)),

@@ -59,18 +59,21 @@ static inline Floats activated(int64_t activation, Floats x) {
     }
 }
 
-static inline Floats silu_slope(Floats x) {
-    const Floats gate = 1.0f / (1.0f + exp(-x));
-    return gate * (1.0f + x * (1.0f - gate));
+// gate (1 + bend (1 - gate)), where gate is 1 / (1 + e ** -x): near 1, what it lacks of 1 is not the difference, whose
+// digits are lost.
+static inline Floats gate_slope(Floats x, Floats bend) {
+    const Floats power = exp(-x), gate = 1.0f / (1.0f + power);
+    return gate * (1.0f + bend * (x > 0.0f ? power * gate : 1.0f - gate));
 }
+
+static inline Floats silu_slope(Floats x) { return gate_slope(x, x); }
 
 // gate + x gate (1 - gate) 2u', where gate is 1 / (1 + e ** -2u).
 static inline Floats gelu_tanh_slope(Floats x) {
     const float scale = 0.7978845608f, cubic = 0.044715f;
     const Floats square = x * x;
-    const Floats gate = 1.0f / (1.0f + exp(x * (square * (-2 * scale * cubic) - 2 * scale)));
-    const Floats bend = x * (square * (6 * scale * cubic) + 2 * scale);
-    return gate * (1.0f + bend * (1.0f - gate));
+    const Floats twice = x * (square * (2 * scale * cubic) + 2 * scale);
+    return gate_slope(twice, x * (square * (6 * scale * cubic) + 2 * scale));
 }
 
 static inline Floats gelu_slope(Floats x) {

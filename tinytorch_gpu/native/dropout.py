@@ -13,7 +13,7 @@ _dropout = Operation("dropout", "3P2qd")  # x, state, out; count, format; p
 
 
 def _accepts(x: Any, state: Any, *, p: float) -> bool:
-    return dtype_name(x.dtype) in PLAIN and is_state(state)
+    return bool(x.ndim) and dtype_name(x.dtype) in PLAIN and is_state(state)
 
 
 def is_state(state: Any) -> bool:

@@ -12,6 +12,7 @@ from ..ops import linear
 from ..quantized import QuantizedMatrix
 from .activation import ACTIVATIONS, GATED, activation_gradient
 from .blocks import FORMATS, GROUP, PLAIN, interleaved
+from .elementwise import converted
 from .library import Operation, Record, packed, pointer
 from .sizes import MANY_ROWS, rounded_bytes
 
@@ -132,13 +133,15 @@ def _plan(
 
 
 def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None) -> Any:
-    """The backward half: by the library where all of it is in float32."""
+    """The backward half: by the library where the states are in float32 and the weight is not in blocks."""
     x, weight, bias_dtype, inner, residual = residuals
-    dense = [a for a in (weight, x, inner, residual) if a is not None]
-    if not all(
-        isinstance(a, numpy.ndarray) and a.dtype == numpy.float32 for a in (*dense, dout)
-    ) or (
-        bias_dtype not in (None, numpy.float32) or not dout.size or not weight.flags.c_contiguous
+    states = [a for a in (x, inner, residual, dout) if a is not None]
+    if (
+        isinstance(weight, QuantizedMatrix)
+        or not weight.flags.c_contiguous
+        or not dout.size
+        or any(dtype_name(d) not in PLAIN for d in (weight.dtype, bias_dtype or weight.dtype))
+        or not all(isinstance(a, numpy.ndarray) and a.dtype == numpy.float32 for a in states)
     ):
         return host_backward(residuals, dout, activation=activation, needs=needs)
     dy, dweight, dbias = packed(dout), None, None
@@ -146,12 +149,13 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs:
         dy, given = numpy.empty(inner.shape, numpy.float32), dy
         activation_gradient(activation, packed(inner), given, dy)
     rows = dy.reshape(-1, dy.shape[-1])
-    dx = product(rows, weight).reshape(*dout.shape[:-1], weight.shape[1])
+    dx = product(rows, converted(weight, dy.dtype)).reshape(*dout.shape[:-1], weight.shape[1])
     if x is not None:
-        dweight = product(rows.T, packed(x).reshape(-1, x.shape[-1]))
+        dweight = converted(product(rows.T, packed(x).reshape(-1, x.shape[-1])), weight.dtype)
     if bias_dtype is not None:
         dbias = numpy.empty(weight.shape[0], numpy.float32)
         _column_sums(rows.size, pointer(rows), pointer(dbias), *rows.shape)
+        dbias = converted(dbias, bias_dtype)
     return dx, dweight, dbias, None if residual is None else dout
 
 

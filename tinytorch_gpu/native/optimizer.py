@@ -1,4 +1,4 @@
-"""AdamW and the length of all gradients by the library (kernels/cpu/optimizer.cpp)."""
+"""AdamW, SGD and the length of all gradients by the library (kernels/cpu/optimizer.cpp)."""
 
 import math
 from typing import Any
@@ -8,12 +8,13 @@ import numpy
 from ..backend import dtype_name
 from ..host import optimizer as host
 from ..host.buffers import flat_views
-from ..ops import adamw, gradient_norm
+from ..ops import adamw, gradient_norm, sgd
 from .blocks import FORMATS, PLAIN
 from .library import Operation, library, pointer
 
 # tensors; count, values; betas, factors of the gradient, factor of the root, eps, rate, decay
 _adamw = Operation("adamw", "P2q8d")
+_sgd = Operation("sgd", "P3q4d")  # tensors; count, values, nesterov; rate, scale, momentum, decay
 _norm = Operation("gradient_norm", "2P2q")  # gradients, sums; count, parts
 _PART = 1 << 14  # of kernels/cpu/optimizer.cpp
 
@@ -35,14 +36,20 @@ def _step(
     tensors: list[tuple[Any, ...]], rate: float, step: int, scale: float, options: dict[str, float]
 ) -> None:
     beta1, beta2 = options["beta1"], options["beta2"]
-    held = [(param, host.beside(param, grad), *state) for param, grad, *state in tensors]
-    rows = [(*map(pointer, five), five[0].size, *_formats(*five[:2])) for five in held]
-    table, total = numpy.array(rows, numpy.int64), sum(param.size for param, *_ in held)
+    _held, table, total = _table(tensors)
     _adamw(
-        total, pointer(table), len(rows), total, beta1, beta2,
+        total, pointer(table), len(table), total, beta1, beta2,
         scale * (1 - beta1), scale * math.sqrt(1 - beta2), host.reached(beta2, step) ** -0.5,
         options["eps"], rate / host.reached(beta1, step), rate * options["weight_decay"],
     )  # fmt: skip
+
+
+def _table(tensors: list[tuple[Any, ...]]) -> tuple[Any, Any, int]:
+    """What must stay alive, the rows that the library takes of (param, grad, first, second, master), and how many
+    values there are."""
+    held = [(param, host.beside(param, grad), *state) for param, grad, *state in tensors]
+    rows = [(*map(pointer, five), five[0].size, *_formats(*five[:2])) for five in held]
+    return held, numpy.array(rows, numpy.int64), sum(param.size for param, *_ in held)
 
 
 def _formats(*arrays: Any) -> list[int]:
@@ -74,13 +81,30 @@ def _one(
     return param
 
 
+def _sgd_accepts(
+    param: Any, grad: Any, velocity: Any, master: Any, *numbers: Any, **options: Any
+) -> bool:
+    return _single((param, grad, velocity, master))
+
+
+def _sgd_one(
+    param: Any, grad: Any, velocity: Any, master: Any, rate: Any, scale: Any,
+    *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0,
+) -> Any:  # fmt: skip
+    if scale != 0:
+        _held, table, total = _table([(param, grad, velocity, None, master)])
+        numbers = (rate.item(), scale.item(), momentum, weight_decay)
+        _sgd(total, pointer(table), 1, total, nesterov, *numbers)
+    return param
+
+
 def _norm_accepts(*grads: Any) -> bool:
-    return all(g.dtype == numpy.float32 for g in grads)
+    return all(dtype_name(g.dtype) in PLAIN for g in grads)
 
 
 def _gradient_norm(*grads: Any) -> Any:
     held = [g if flat_views(g) else numpy.ascontiguousarray(g) for g in grads]
-    table = numpy.array([(pointer(g), g.size) for g in held], numpy.int64)
+    table = numpy.array([(pointer(g), g.size, *_formats(g)) for g in held], numpy.int64)
     parts = sum(-(-g.size // _PART) for g in held)
     sums = numpy.empty(parts)
     _norm(sum(g.size for g in held), pointer(table), pointer(sums), len(held), parts)
@@ -89,4 +113,5 @@ def _gradient_norm(*grads: Any) -> Any:
 
 if library() is not None:  # without, training still imports this file
     adamw.maker("cpu", _one, accepts=_accepts, ahead=True)
+    sgd.maker("cpu", _sgd_one, accepts=_sgd_accepts, ahead=True)
     gradient_norm.maker("cpu", _gradient_norm, accepts=_norm_accepts, ahead=True)
