@@ -33,13 +33,39 @@ struct Cache {
     }
 };
 
-// New tokens (B, T, H + 2 K, D) of REAL: their queries, keys and values beside each other.
+// A new head as attention takes it: normed by `root` and `gain`, and rounded as it would be in memory, or as it lies.
+struct NewHead {
+    const REAL* numbers;
+    const REAL* gain;  // null: not normed
+    float root;
+
+    __device__ float operator[](int column) const {
+        const float x = widen(numbers[column]);
+        return gain ? widen(narrow<REAL>(x * root * widen(gain[column]))) : x;
+    }
+};
+
+// New tokens (B, T, H + 2 K, D) of REAL: their queries, keys and values beside each other. Where queries and keys are
+// normed (RMS), there are roots for a block's queries, and for the keys of its new tokens.
 struct NewTokens {
     const REAL* packed;
     const long long* starts;  // (B,), or null: `start` in every row
     Turn turn;
     int tokens, heads, kv_heads, width, start;
+    const REAL* q_gain = nullptr;
+    const REAL* k_gain = nullptr;
+    const float* query_roots = nullptr;
+    const float* key_roots = nullptr;
 
+    __device__ NewHead query(int batch, int token, int number, int r) const {
+        return {head(batch, token, number), q_gain, q_gain ? query_roots[r] : 1.0f};
+    }
+    __device__ NewHead key(int batch, int token, int kv) const {
+        return {head(batch, token, heads + kv), k_gain, k_gain ? key_roots[token] : 1.0f};
+    }
+    __device__ NewHead value(int batch, int token, int kv) const {
+        return {head(batch, token, heads + kv_heads + kv), nullptr, 1.0f};
+    }
     __device__ const REAL* head(int batch, int token, int number) const {
         return packed + (((long long)batch * tokens + token) * (heads + 2 * kv_heads) + number) * width;
     }

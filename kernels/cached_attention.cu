@@ -20,6 +20,9 @@
 // In 8 bit a lane's sum of integers times a query is multiplied by the scale, and of values the weight: an operation more
 // for eight. The scales of a tile's keys are read together, a key's to a lane, while its values before are in work.
 //
+// Queries and keys that are normed (RMS, each head by itself) are so while they are staged: a warp sums up the squares of a
+// head before. Every block does it for its own few heads anew.
+//
 // Bytes: the keys and values that are seen once, with their scales, and per split and query D + 2 floats written and read, and D
 // elements of the query: the launcher makes splits long enough that all this is below a tenth. Operations: 4 D
 // a query and key, on the plain cores: a few for each byte while QUERIES is 8 at most; more queries (several
@@ -27,6 +30,7 @@
 // Registers: 8 sums a query, 32 numbers in work and 8, 16 or 32 under way, with addresses from 84 (one query; in 8 bit 114)
 // to 244 (eight). Shared memory: queries, TILE weights for each query and warp, a tile's scales, the new keys and values;
 // later the sums of the warps; at most 33 KB. Four warps: few enough to put together, and two to four blocks a processor.
+#define MOST_TOKENS 8  // of a row
 #include "cached_fresh.cuh"
 
 // All keys from `tile` on that are this warp's. A step is four keys or values: of each tile first the keys, then
@@ -56,10 +60,10 @@ __device__ inline void walk(Running& run, const Reader& reader, Scales& scales, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 8 ? 2 : QUERIES == 4 || WIDE == 4 ? 3 : 4) attend_cached(
-        const REAL* packed, CACHE* keys, CACHE* values, half* key_scales, half* value_scales, const int* table, const long long* starts,
-        const long long* lengths, const void* cos, const void* sin, const long long* positions, REAL* out,
-        float* scratch, unsigned* counters, long long per_batch, int half_width, int kind,
+extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 1 ? 4 : QUERIES == 8 ? 2 : QUERIES == 4 || WIDE == 4 ? 3 : 4) attend_cached(
+        const REAL* packed, const REAL* q_gain, const REAL* k_gain, float eps, CACHE* keys, CACHE* values, half* key_scales,
+        half* value_scales, const int* table, const long long* starts, const long long* lengths, const void* cos, const void* sin,
+        const long long* positions, REAL* out, float* scratch, unsigned* counters, long long per_batch, int half_width, int kind,
         long long piece, long long place, long long head, long long scale_piece, long long scale_place, long long scale_head,
         int page, int pages, int capacity, bool wide,
         int tokens, int heads, int kv_heads, int width, int start, int stop, long long window, float scale,
@@ -69,7 +73,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 8 ? 2 : QUER
     __shared__ float tops[WARPS * QUERIES];
     __shared__ float totals[WARPS * QUERIES];
     __shared__ bool last;
-    const NewTokens fresh = {packed, starts, {cos, sin, positions, per_batch, half_width, kind, 1.0f}, tokens, heads, kv_heads, width, start};
+    __shared__ float query_roots[QUERIES];
+    __shared__ float key_roots[MOST_TOKENS];
+    const NewTokens fresh = {packed, starts, {cos, sin, positions, per_batch, half_width, kind, 1.0f}, tokens, heads, kv_heads, width, start,
+                             q_gain, k_gain, query_roots, key_roots};
     const Cache cache = {keys, values, key_scales, value_scales, table, {piece, place, head},
                          {scale_piece, scale_place, scale_head}, page, pages, capacity};
     const int set = blockIdx.x % sets, split = blockIdx.x / sets, most = gridDim.x / sets, group = heads / kv_heads;
@@ -99,6 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, QUERIES == 8 ? 2 : QUER
     const bool loaded = reader.plain(tile, tile + TILE);
     if (loaded) reader.read_plain(ahead, tile + own);
     if (EIGHT && loaded) scales.read(reader, false, tile);
+    stage_roots(query_roots, key_roots, block, fresh, eps);
     stage_queries(queries, sights, block, fresh, sight, spread, scale * LOG2E);
     const bool appends = set == 0 && split == splits - 1;
     if (appends || reader.has_fresh(begin, end)) {

@@ -3,6 +3,25 @@
 #pragma once
 #include "cached_parts.cuh"
 
+// Of the queries and then of the new keys of a block, 1 / the root of their mean square into shared memory, where they are
+// normed; a warp takes a head.
+__device__ inline void stage_roots(
+        float* query_roots, float* key_roots, const Block& block, const NewTokens& fresh, float eps) {
+    const int lane = threadIdx.x & 31;
+    if (!fresh.q_gain) return;
+    for (int i = threadIdx.x >> 5; i < block.count + fresh.tokens; i += WARPS) {
+        const bool query = i < block.count;
+        const int key = i - block.count;
+        const REAL* head = query ? fresh.head(block.batch, block.token(i), block.head(i))
+                                 : fresh.head(block.batch, key, fresh.heads + block.kv);
+        float sum = 0.0f;
+        for (int column = lane; column < fresh.width; column += 32) sum += widen(head[column]) * widen(head[column]);
+        sum = warp_sum(sum);
+        if (lane == 0) (query ? query_roots[i] : key_roots[key]) = 1.0f / sqrtf(sum / (float)fresh.width + eps);
+    }
+    __syncthreads();
+}
+
 // Two columns of a head that belong together: turned ones, or, at `item` half on, one that stays.
 struct Columns {
     int left, right;  // right: -1 where there is none
@@ -16,10 +35,10 @@ struct Columns {
         table_at(cos, turn.cos, turn.kind, position * half + item);
         table_at(sin, turn.sin, turn.kind, position * half + item);
     }
-    __device__ void load(float& x, float& y, const REAL* head) const {
-        x = widen(head[left]);
+    __device__ void load(float& x, float& y, const NewHead& head) const {
+        x = head[left];
         if (right < 0) return;
-        y = widen(head[right]);
+        y = head[right];
         turn_pair(x, y, cos[0], sin[0]);
     }
 };
@@ -36,7 +55,7 @@ __device__ inline void stage_queries(float* queries, int* sights, const Block& b
         const int stop = min(block.count, (token + 1) * block.group - block.first);
         for (int r = max(0, token * block.group - block.first); r < stop; r++) {
             float x, y, *row = queries + r * spread.room;
-            columns.load(x, y, fresh.head(block.batch, token, block.head(r)));
+            columns.load(x, y, fresh.query(block.batch, token, block.head(r), r));
             row[spread.slot_of(columns.left)] = x * scale;
             if (columns.right >= 0) row[spread.slot_of(columns.right)] = y * scale;
         }
@@ -55,20 +74,20 @@ __device__ inline void stage_queries(float* queries, int* sights, const Block& b
 // A group of a new key, turned, or of a new value, which a warp puts into 8 bit.
 struct FreshGroup {
     const Turn& turn;
-    const REAL* head;
+    const NewHead head;
     long long position;
     int first, count;
     bool turns;
 
     __device__ FreshGroup(const NewTokens& fresh, int batch, int token, int kv, bool value, int group)
-        : turn(fresh.turn), head(fresh.head(batch, token, fresh.heads + kv + (value ? fresh.kv_heads : 0))),
+        : turn(fresh.turn), head(value ? fresh.value(batch, token, kv) : fresh.key(batch, token, kv)),
           position(position_of(fresh.turn, batch, token)), count(fresh.width / groups_of(fresh.width)), turns(fresh.turn.cos && !value) {
         first = group * count;
     }
     __device__ float at(int column) const {
         const int half_width = turn.half_width, pair = column < half_width ? column : column - half_width;
-        if (!turns || pair >= half_width) return widen(head[column]);
-        float left = widen(head[pair]), right = widen(head[pair + half_width]), c[1], s[1];
+        if (!turns || pair >= half_width) return head[column];
+        float left = head[pair], right = head[pair + half_width], c[1], s[1];
         table_at(c, turn.cos, turn.kind, position * half_width + pair);
         table_at(s, turn.sin, turn.kind, position * half_width + pair);
         turn_pair(left, right, c[0], s[0]);
@@ -121,16 +140,16 @@ template <class STORED> __device__ inline void stage_columns(
     for (int i = threadIdx.x; i < fresh.tokens * items; i += blockDim.x) {
         const int token = i / items, place = first + token;
         const Columns columns(fresh.turn, position_of(fresh.turn, block.batch, token), i - token * items);
-        const REAL* head = fresh.head(block.batch, token, fresh.heads + block.kv);
+        const NewHead values = fresh.value(block.batch, token, block.kv);
         float x[2];
-        columns.load(x[0], x[1], head);
+        columns.load(x[0], x[1], fresh.key(block.batch, token, block.kv));
         const bool kept = appends && place >= 0 && place < cache.capacity;
         const long long to = kept ? cache.at(block.batch, place, block.kv) : 0;
 #pragma unroll
         for (int side = 0; side < 2; side++) {
             const int column = side ? columns.right : columns.left;
             if (column < 0) continue;
-            const STORED key = narrow<STORED>(x[side]), value = narrow<STORED>(widen(head[fresh.kv_heads * fresh.width + column]));
+            const STORED key = narrow<STORED>(x[side]), value = narrow<STORED>(values[column]);
             rows[token * spread.room + column] = key;
             rows[(fresh.tokens + token) * spread.room + column] = value;
             if (!kept) continue;

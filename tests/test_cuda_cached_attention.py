@@ -272,3 +272,48 @@ def test_the_cache_is_read_about_once(heads: int, kv: int, width: int, dtype: st
         # The last place is not read but written.
         assert moved <= 1.1 * (packed.nbytes + keys.nbytes + values.nbytes + out.nbytes)
         assert launch.grid[0] > (8 if keys.dtype == dtype else 4)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("cache", ["as it is", "narrower", "8 bit"])
+@pytest.mark.parametrize(
+    ("heads", "kv", "width", "tokens", "starts"),
+    [(4, 2, 8, 1, [3, 290]), (6, 2, 64, 1, [0, 150]), (3, 1, 100, 3, [7, 40]), (9, 1, 32, 8, [0, 66])],
+)  # fmt: skip
+def test_queries_and_keys_are_normed_in_the_same_launch(
+    gpu: str, heads: int, kv: int, width: int, tokens: int, starts: list[int], cache: str, rotated: bool
+) -> None:  # fmt: skip
+    place, capacity = devices.device(gpu), 304
+    packed, keys, values = _inputs(2, tokens, capacity, heads, kv, width)
+    random, first = np.random.default_rng(5), np.array(starts)
+    weights = [random.normal(1, 0.3, width).astype(np.float32) for _ in "qk"]
+    rest = [first, first + tokens]
+    rest += _turned(first, tokens, width, capacity) if rotated else []
+    normed, _ = OPS["norm_heads"].reference(packed, *weights, heads=heads, eps=1e-3)
+    if cache == "narrower":
+        keys, values = (x.astype(np.float16) for x in (keys, values))
+    expected = [in_eight_bits(x) if cache == "8 bit" else x.copy() for x in (keys, values)]
+    options = {"heads": heads, "stop": capacity, "window": 250}
+    out = REFERENCE(normed, *expected, *rest, **options)
+    own = [in_eight_bits(x, gpu) if cache == "8 bit" else place.asarray(x) for x in (keys, values)]
+    given = [place.asarray(x) for x in (packed, *weights)]
+    forward = makers.after_norm_heads(given, 1e-3)
+    assert forward is not None
+    made = forward(given[0], *own, *(place.asarray(x) for x in rest), **options)
+    # What is rounded for the cache may fall to the other side.
+    allowed = {"as it is": 1e-5, "narrower": 2.0**-10, "8 bit": 1 / 60}[cache]
+    assert error(made.get(), out) < allowed
+    for one, wanted in zip(own, expected, strict=True):
+        there = np.asarray(one[:].get() if cache != "8 bit" else backend.widen(one).get())
+        np.testing.assert_allclose(there, np.asarray(backend.widen(wanted)), atol=4 * allowed)
+
+
+def test_more_tokens_than_a_launch_has_are_normed_before(gpu: str) -> None:
+    place = devices.device(gpu)
+    x, weight = (
+        place.asarray(np.ones((1, 9, 4, 8), np.float32)),
+        place.asarray(np.ones(8, np.float32)),
+    )
+    assert makers.after_norm_heads([x, weight, weight], 1e-6) is None
+    assert makers.after_norm_heads([x[:, :8], weight, weight.astype("float16")], 1e-6) is None
+    assert makers.after_norm_heads([x[:, :8], weight, weight], 1e-6) is not None

@@ -108,13 +108,24 @@ def test_a_step_is_five_launches_a_layer() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_norms_of_queries_and_keys_are_one_launch_more(batch: int) -> None:
+def test_norms_of_queries_and_keys_are_no_launch_more(batch: int) -> None:
     model = build(LLAMA | {"qk_norm": True}, "emulated")
     _, _, step = captured(model, [[1, 2, 3]] * batch, [4] * batch)
     names = kernels_of_replays(lambda: step(None))
     linear = "linear_decode" if batch == 1 else "linear_decode_many"
-    layer = [linear, "norm_heads_forward", "attend_cached", linear, linear, linear]
-    assert names[1:13] == layer * 2 and len(names) == 16
+    layer = [linear, "attend_cached", linear, linear, linear]
+    assert names[1:11] == layer * 2 and len(names) == 14
+
+
+def test_norms_of_another_dtype_are_a_launch_of_their_own() -> None:
+    model = build(LLAMA | {"qk_norm": True}, "emulated")
+    for name, parameter in model.named_parameters():
+        if "q_norm" in name or "k_norm" in name:
+            parameter.data = parameter.data.astype("float16")
+    _, _, step = captured(model, [[1, 2, 3]], [4])
+    names = kernels_of_replays(lambda: step(None))
+    assert names[1:4] == ["linear_decode", "norm_heads_forward", "attend_cached"]
+    assert len(names) == 16
 
 
 SAMPLINGS: dict[str, dict[str, Any]] = {

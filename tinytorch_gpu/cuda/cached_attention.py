@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..backend import dtype_name, kind, namespace, narrow
@@ -76,9 +77,9 @@ def _shared(width: int, tokens: int, queries: int, splits: int, itemsize: int) -
 
 def _decode(
     x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
-    heads: int, stop: int, causal: bool, scale: float, window: int | None,
+    heads: int, stop: int, causal: bool, scale: float, window: int | None, norm: Any = None,
 ) -> Any:  # fmt: skip
-    """A few new tokens: everything in one launch."""
+    """A few new tokens: everything in one launch, the norm of queries and keys too: (their weights, eps)."""
     (batch, tokens, _, width), kv_heads = x.shape, place.keys.shape[2]
     shared_by = heads // kv_heads * tokens
     queries = next((n for n in (1, 2, 4) if n >= shared_by), 8)
@@ -90,7 +91,7 @@ def _decode(
         scratch = empty(x, blocks * splits * queries * (-(-width // 4) * 4 + 4), "float32")
     cos, sin, positions, per_batch, half, table_kind = turn_arguments(cos, sin, positions)
     _attend_cached(
-        (splits * sets, kv_heads, batch), 32 * WARPS, packed(x), *place.arrays,
+        (splits * sets, kv_heads, batch), 32 * WARPS, packed(x), *(norm or (None, None, 0.0)), *place.arrays,
         None if isinstance(starts, int) else packed(starts), packed(lengths), cos, sin, positions,
         out, scratch, _counters(x, blocks), per_batch if batch > 1 else 0, half, table_kind,
         *place.arguments(), tokens, heads, kv_heads, width, starts if isinstance(starts, int) else 0,
@@ -121,7 +122,7 @@ def _append(
 
 def _run(
     x: Any, place: Place, starts: Any, lengths: Any, cos: Any, sin: Any, positions: Any,
-    heads: int, stop: int, causal: bool, scale: float | None, window: int | None,
+    heads: int, stop: int, causal: bool, scale: float | None, window: int | None, norm: Any = None,
 ) -> Any:  # fmt: skip
     x = packed(x)
     batch, tokens, _, width = x.shape
@@ -130,7 +131,7 @@ def _run(
         return empty(x, (batch, tokens, heads * width))
     if tokens <= MOST_TOKENS:
         return _decode(
-            x, place, starts, lengths, cos, sin, positions, heads, stop, causal, scale, window
+            x, place, starts, lengths, cos, sin, positions, heads, stop, causal, scale, window, norm
         )  # fmt: skip
     q = _append(x, place, starts, cos, sin, positions, heads)
     k, v = _known(place, stop, x)
@@ -225,6 +226,28 @@ def _forward(
 ) -> Any:  # fmt: skip
     given = (starts, lengths, cos, sin, positions)
     return _run(packed, place_of(keys, values), *given, heads, stop, causal, scale, window)
+
+
+def after_norm_heads(normed: Any, eps: float) -> Callable[..., Any] | None:
+    """A forward of ``cached_attention`` that norms queries and keys in the same launch.
+
+    ``normed`` are the arrays of ``norm_heads``. None if the kernel cannot take the weights, or so many tokens.
+    """
+    x, q_weight, k_weight = normed
+    same = q_weight.dtype == k_weight.dtype == x.dtype
+    if not same or x.shape[1] > MOST_TOKENS:
+        return None
+
+    def forward(
+        _: Any, keys: Any, values: Any, starts: Any, lengths: Any, cos: Any = None, sin: Any = None,
+        positions: Any = None, *, heads: int, stop: int, causal: bool = True,
+        scale: float | None = None, window: int | None = None,
+    ) -> Any:  # fmt: skip
+        given = (starts, lengths, cos, sin, positions, heads, stop, causal, scale, window)
+        norm = (packed(q_weight), packed(k_weight), eps)
+        return _run(x, place_of(keys, values), *given, norm)
+
+    return forward
 
 
 def _accepts(

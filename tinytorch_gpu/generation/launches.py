@@ -1,7 +1,7 @@
 """The kernels of a decode step on a GPU, launched again on the same memory, all as one CUDA graph.
 
-A norm is done by the linear map behind it, so that a layer is five launches; the norm of queries and keys is a sixth, and
-adapters beside a linear map two more, with a norm in front of their own.
+A norm is done by the linear map behind it, that of queries and keys by attention, so that a layer is five launches; adapters
+beside a linear map are two more, and a norm in front of them one of its own.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]]:
         if not _in_place(call):
             raise CannotRepeatError(f"{described(call)} copies an argument that is not contiguous")
         after = calls[i + 1] if i + 1 < len(calls) else None
-        fused = _normed_linear(call, after, calls)
+        fused = _with_norm(call, after, calls)
         skip = fused is not None
         forward, given = fused or call.maker.forward, calls.given[i + skip]
         source = after if skip and after is not None else call
@@ -108,14 +108,19 @@ def is_view(call: Call) -> bool:
     return all(x.data.ptr <= r.data.ptr < x.data.ptr + max(1, x.nbytes) for r in results)
 
 
-def _normed_linear(call: Call, after: Call | None, calls: list[Call]) -> Any:
-    """The forward that does a norm and the linear map behind it in one launch, if there is one."""
+def _with_norm(call: Call, after: Call | None, calls: list[Call]) -> Any:
+    """The forward that does a norm and the operation behind it in one launch, if there is one."""
+    from ..cuda.cached_attention import after_norm_heads
     from ..cuda.linear import after_norm
 
-    if after is None or after.op.name != "linear" or call.op.name not in ("layer_norm", "rms_norm"):
-        return None
     uses = sum(any(a is call.result for a in c.arrays) for c in calls)
-    if after.arrays[0] is not call.result or uses != 1:
+    if after is None or uses != 1 or after.arrays[0] is not call.result:
         return None
-    activation = after.options.get("activation")
-    return after_norm(call.op.name, call.arrays, call.options, after.arrays, activation)
+    norm, behind = call.op.name, after.op.name
+    if norm in ("layer_norm", "rms_norm") and behind == "linear":
+        return after_norm(
+            norm, call.arrays, call.options, after.arrays, after.options.get("activation")
+        )
+    if norm == "norm_heads" and behind == "cached_attention":
+        return after_norm_heads(call.arrays, call.options["eps"])
+    return None
