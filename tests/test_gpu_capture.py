@@ -1,5 +1,6 @@
 """A captured decode step on a GPU: the logits of ordinary steps, five launches a layer, no new memory."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from emulated_device import kernels_of_replays
 
 from tinytorch_gpu import Transformer, TransformerConfig, emulated
+from tinytorch_gpu.core.lora import LoraConfig, add_lora
 from tinytorch_gpu.cuda.copies import CudaReader, EmulatedReader
 from tinytorch_gpu.cuda.graph import CudaGraph, EmulatedGraph
 from tinytorch_gpu.emulated import CaptureError, Pool, traffic, using_pool
@@ -105,6 +107,21 @@ def test_a_step_is_five_launches_a_layer() -> None:
     assert names[1:6] == layer and names[6:11] == layer
     around = ["embedding_forward", "rms_norm_forward", "advance_lengths", "linear_decode"]
     assert [names[0], *names[11:]] == around
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_more_rows_than_the_kernels_take_are_ordinary_steps(gpu: str, lora: bool) -> None:
+    """Their products are cuBLAS's, which refuses to be captured."""
+    model, tokens = build(LLAMA, gpu), np.arange(17 * 3).reshape(17, 3) % 50
+    if lora:
+        add_lora(model, LoraConfig(2))
+    whole = model(tokens).detach().cpu().numpy()
+    step = capture(model, 17)
+    for i in range(3):
+        found = step(model.device.asarray(tokens[:, i])).cpu().numpy()
+        np.testing.assert_allclose(found, whole[:, i], atol=2e-5)
+    assert step.form == "steps"
+    assert re.search(r"linear of float32 \(17, .* is done by cuBLAS", step.reason)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

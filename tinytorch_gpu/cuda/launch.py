@@ -47,11 +47,13 @@ class Arena:
     """The arrays that a sequence of launches asked for, to be given to its repetition.
 
     Inside ``recording()`` each ``empty`` is remembered; inside ``repeating()`` the same ones come
-    again in the same order, so that nothing is allocated and every address stays.
+    again in the same order, so that nothing is allocated and every address stays. ``libraries`` are those
+    that were called in between (``called_library``).
     """
 
     def __init__(self, arrays: list[Any] | None = None) -> None:
         self.arrays: list[Any] = [] if arrays is None else arrays
+        self.libraries: list[str] = []
         self._next: int | None = None
 
     def take(self, like: Any, shape: Any, dtype: Any) -> Any:
@@ -99,6 +101,12 @@ def empty(like: Any, shape: Any, dtype: Any = None) -> Any:
     if _thread.arena is not None:
         return _thread.arena.take(like, shape, wanted)
     return namespace(like).empty(shape, dtype=wanted)
+
+
+def called_library(name: str) -> None:
+    """Note that a library does something that a graph cannot hold."""
+    if _thread.arena is not None:
+        _thread.arena.libraries.append(name)
 
 
 def packed(x: Any) -> Any:

@@ -18,6 +18,7 @@ from .activation import back, column_sums, finish
 from .launch import (
     ELEMENTS,
     Source,
+    called_library,
     compute_capability,
     element,
     empty,
@@ -274,6 +275,7 @@ def as_rows(x: Any) -> Any:
 
 def product(a: Any, b: Any, dtype: Any) -> Any:
     """a @ b by cuBLAS in ``dtype``, accumulated in float32."""
+    called_library("cuBLAS")
     xp = namespace(a)
     return narrow(xp.matmul(narrow(a, dtype), narrow(b, dtype)), dtype)
 

@@ -38,15 +38,16 @@ class CannotRepeatError(Exception):
 
 
 class _Recorded(list[Call]):
-    """Calls, and for each the arrays that it asked for."""
+    """Calls, and for each the arrays that it asked for and the libraries that it called."""
 
     def __init__(self, arena: Any):
         super().__init__()
-        self.arena, self.given = arena, []  # type: ignore[var-annotated]
+        self.arena, self.given, self.libraries = arena, [], []  # type: ignore[var-annotated]
 
     def append(self, call: Call) -> None:
-        """Note the arrays asked for since the last call."""
+        """Note the arrays asked for, and the libraries called, since the last call."""
         self.given.append(self.arena.arrays[sum(map(len, self.given)) :])
+        self.libraries.append(self.arena.libraries[sum(map(len, self.libraries)) :])
         super().append(call)
 
 
@@ -62,6 +63,9 @@ def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]]:
             continue
         if call.maker is None:
             raise CannotRepeatError(f"{described(call)} has no kernel")
+        if calls.libraries[i]:
+            name = calls.libraries[i][0]
+            raise CannotRepeatError(f"{described(call)} is done by {name}, which no graph can hold")
         if not _in_place(call):
             raise CannotRepeatError(f"{described(call)} copies an argument that is not contiguous")
         after = calls[i + 1] if i + 1 < len(calls) else None
