@@ -48,7 +48,7 @@ def measure(path: str, threads: int, rounds: int = 3) -> list[dict[str, Any]]:
             continue
         command = [sys.executable, "-c", program + _PEAK, path, str(threads)]
         if name not in PEERS:
-            _run(command, threads)  # builds the native library on first use
+            _run(command, threads)  # builds the native library, and bytecode, on first use
         _forget(path)
         cold, _ = _run(command, threads)
         warm = [_run(command, threads) for _ in range(rounds)]
@@ -70,9 +70,12 @@ def import_seconds(rounds: int = 7) -> dict[str, float]:
 
 def _run(command: list[str], threads: int, answer: str | None = None) -> tuple[float, float]:
     """Seconds until a process's first line, or its end where it has none to say, and its peak in MB."""
+    # What is installed has bytecode; with this variable a checkout would be compiled anew in each process.
+    variables = environment(threads)
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment(threads)
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=variables
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()

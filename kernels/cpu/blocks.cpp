@@ -15,13 +15,12 @@ static void pack_blocks(const PackArguments& a, Thread& thread) {
     const int64_t blocks = a.width / layout.weights, bytes = layout.bytes;
     const Span own = share(thread, (a.outs + GROUP - 1) / GROUP);
     for (int64_t group = own.first; group < own.last; group++) {
+        const int rows = int(least(GROUP, a.outs - group * GROUP));
+        const uint8_t* from = a.rows + group * GROUP * blocks * bytes;
         uint8_t* to = a.packed + group * GROUP * blocks * bytes;
-        if ((group + 1) * GROUP > a.outs) memset(to, 0, GROUP * blocks * bytes);
-        for (int row = 0; row < least(GROUP, a.outs - group * GROUP); row++) {
-            const uint8_t* from = a.rows + (group * GROUP + row) * blocks * bytes;
-            for (int64_t b = 0; b < blocks; b++)
-                put_block(layout, row, from + b * bytes, to + b * GROUP * bytes);
-        }
+        if (rows < GROUP) memset(to, 0, GROUP * blocks * bytes);
+        for (int64_t b = 0; b < blocks; b++)
+            put_blocks(layout, rows, from + b * bytes, blocks * bytes, to + b * GROUP * bytes);
     }
 }
 

@@ -50,16 +50,28 @@ static inline void copy_piece(uint8_t* to, const uint8_t* from, int bytes) {
     else *to = *from;
 }
 
-// One row of one block, between the file's order and its place `row` in an interleaved block.
-static inline void put_block(const Layout& layout, int row, const uint8_t* block, uint8_t* group) {
+// A piece of the blocks of `rows` rows, `stride` bytes apart in the file, into an interleaved block.
+template <int BYTES>
+static inline void put_piece(
+    const Piece& piece, int rows, const uint8_t* from, int64_t stride, uint8_t* to) {
+    for (int i = 0; i < piece.count; i++)
+        for (int row = 0; row < rows; row++)
+            memcpy(to + (i * GROUP + row) * BYTES, from + row * stride + i * BYTES, BYTES);
+}
+
+// The blocks at one place of `rows` rows, from the file's order into an interleaved block.
+static inline void put_blocks(
+    const Layout& layout, int rows, const uint8_t* blocks, int64_t stride, uint8_t* group) {
     for (const Piece& piece : layout.pieces) {
-        for (int i = 0; i < piece.count; i++)
-            copy_piece(group + (i * GROUP + row) * piece.bytes,
-                       block + piece.from + i * piece.bytes, piece.bytes);
+        const uint8_t* from = blocks + piece.from;
+        if (piece.bytes == 4) put_piece<4>(piece, rows, from, stride, group);
+        else if (piece.bytes == 2) put_piece<2>(piece, rows, from, stride, group);
+        else put_piece<1>(piece, rows, from, stride, group);
         group += GROUP * piece.bytes * piece.count;
     }
 }
 
+// One row of one block, from its place `row` in an interleaved block into the file's order.
 static inline void take_block(const Layout& layout, int row, const uint8_t* group, uint8_t* block) {
     for (const Piece& piece : layout.pieces) {
         for (int i = 0; i < piece.count; i++)
