@@ -20,6 +20,7 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int, dict[str, Any
     "gpt2, much vocabulary": (GPT2, (8000, 64, 2, 1, 256, 64), 2, 64, {}),
     "gpt2, long": (GPT2, (256, 64, 4, 2, 256, 512), 1, 512, {}),
     "gpt2 in float64": (GPT2, (500, 64, 4, 2, 256, 128), 2, 128, {"dtype": "float64"}),
+    "gpt2, short rows in float64": (GPT2, (500, 128, 4, 3, 512, 64), 8, 64, {"dtype": "float64"}),
     "gpt2, exact gelu in float64": ({**GPT2, "activation": "gelu"}, (500, 64, 4, 2, 256, 128), 2, 128, {"dtype": "float64"}),
     "gpt2, sgd": (GPT2, (1000, 96, 4, 2, 384, 128), 2, 100, {"optimizer": "sgd"}),
     "llama": (LLAMA, (800, 96, 6, 3, 256, 128, 0.0, True, True, 2), 4, 128, {}),

@@ -63,14 +63,19 @@ def _forward(
     return out, (inputs, out, Weights(kept) if lse is None else lse)
 
 
+def keeps_weights(q: Any, k: Any) -> bool:
+    """Whether a forward of ``q`` (B, T, H, D) and ``k`` (B, S, K, D) leaves its weights to the backward: where a row
+    of them is no longer than the query and the key that it would be made of anew."""
+    return q.shape[1] <= QUERIES and k.shape[1] <= 2 * q.shape[3]
+
+
 def _room_for_weights(inputs: Any, window: int | None) -> Any:
-    """An array (B, K, G T, S) for weights that a backward is to find, or None: where a row of them is longer than the
-    query and the key that it would be made of anew."""
+    """An array (B, K, G T, S) for weights that are kept, or None."""
     q, k, *_, lengths, starts, _ = inputs
-    batch, rows, heads, width = q.shape
-    keys, kv_heads = k.shape[1:3]
-    if not grad_enabled() or rows > QUERIES or keys > 2 * width:
+    if not grad_enabled() or not keeps_weights(q, k):
         return None
+    batch, rows, heads, _ = q.shape
+    keys, kv_heads = k.shape[1:3]
     all_seen = lengths is None and starts is None and window is None
     room = numpy.empty if all_seen else numpy.zeros  # a block leaves out keys that none of it sees
     return room((batch, kv_heads, heads // kv_heads * rows, keys), q.dtype)

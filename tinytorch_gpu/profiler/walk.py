@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from .. import native
+from ..host.attention import keeps_weights
 from .calls import IDS, Array, Call, Pass, Setting
 from .formats import bytes_per_weight
 
@@ -268,15 +270,18 @@ class _Walk:
     ) -> Array:
         """The mix of values, heads side by side."""
         batch, tokens, heads, head = q.shape
-        lse = Array((batch, heads, tokens, 1), max(4, self.width))
         dropout = self.config.dropout if self.run.gradients else 0.0
         arrays = (q, k, v) if bias is None else (q, k, v, None, bias)
+        plain = not dropout and bias is None
+        by_numpy = self.setting.where == "cpu" and (self.width > 4 or native.library() is None)
+        weights = plain and by_numpy and keeps_weights(q, k)
+        saved = Array((batch, heads, tokens, k.shape[1] if weights else 1), max(4, self.width))
         out = self._call(
-            "attention", "attention", arrays, self.activation(*q.shape), keeps=(lse,),
+            "attention", "attention", arrays, self.activation(*q.shape), keeps=(saved,),
             causal=causal, window=window, dropout=dropout,
         )  # fmt: skip
         flat = (batch, tokens, heads * head)
-        if not dropout and bias is None:
+        if plain:
             return self._view("reshape", out, flat)[0]
         # A reference makes it, head by head: to have it token by token is a copy.
         if not self.run.gradients:

@@ -177,6 +177,7 @@ def _attention(call: Call) -> int:
     scores, rows, _, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
     while_masked = width * (before + rows * head) + _masks(call)
+    scores = 0 if _keeps_weights(call) else scores
     return round(width * scores + max(while_masked, width * (2 * rows * head + 4 * rows)))
 
 
@@ -193,7 +194,13 @@ def _attention_back(call: Call) -> int:
         return kept * _all_scores(call)
     scores, rows, keys, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
-    return round(width * (2 * (scores + rows * head) + max(before, (keys + rows) * head)))
+    scores *= 1 if _keeps_weights(call) else 2
+    return round(width * (scores + 2 * rows * head + max(before, (keys + rows) * head)))
+
+
+def _keeps_weights(call: Call) -> bool:
+    """Whether the forward of an attention leaves its weights to the backward: they are its scores then."""
+    return bool(call.keeps) and call.keeps[0].shape[-1] > 1
 
 
 def _all_scores(call: Call) -> int:
