@@ -82,9 +82,9 @@ def _one(
 
 
 def _sgd_accepts(
-    param: Any, grad: Any, velocity: Any, master: Any, *numbers: Any, **options: Any
+    param: Any, grad: Any, velocity: Any, master: Any, rate: Any, scale: Any, **options: Any
 ) -> bool:
-    return _single((param, grad, velocity, master))
+    return rate.dtype == numpy.float32 and _single((param, grad, velocity, master))
 
 
 def _sgd_one(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy
 
-from ..backend import dtype_name, widen
+from ..backend import dtype_name
 from ..ops.rotary import rotary
 from .blocks import FORMATS, PLAIN
 from .library import Operation, packed, pointer
@@ -32,7 +32,8 @@ def turn(
     x, places = packed(x), packed(positions.astype(numpy.int64, copy=False))
     if not (places.min() >= 0 and places.max() < len(cos)):
         raise IndexError(f"positions {places.min()} to {places.max()} of tables of {len(cos)}")
-    out, tables = numpy.empty(x.shape, x.dtype), [packed(widen(table)) for table in (cos, sin)]
+    tables = [packed(table.astype(numpy.float32, copy=False)) for table in (cos, sin)]
+    out = numpy.empty(x.shape, x.dtype)
     batch, count, total, width = x.shape
     turned = total if heads is None else heads
     _rotary(
