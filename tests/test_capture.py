@@ -10,6 +10,7 @@ import pytest
 from tinytorch_gpu import Transformer, TransformerConfig
 from tinytorch_gpu.core.op import Op, reference_only
 from tinytorch_gpu.generation import Cache, capture
+from tinytorch_gpu.generation.capture import CapturedPass
 from tinytorch_gpu.generation.prefill import prefill
 from tinytorch_gpu.native import library
 
@@ -62,6 +63,45 @@ def test_logits_are_those_of_ordinary_steps(choices: dict[str, Any]) -> None:
     for i in range(3, len(ids)):
         np.testing.assert_allclose(step([ids[i]]).numpy()[0], whole[i], atol=1e-5)
     assert cache.lengths.tolist() == [len(ids)]
+
+
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "q8_0"])
+@pytest.mark.parametrize("choices", (CAPTURED | ORDINARY).values(), ids=(CAPTURED | ORDINARY).keys())  # fmt: skip
+def test_a_pass_of_several_tokens(choices: dict[str, Any], cache_dtype: str) -> None:
+    """Between steps, other passes and rollbacks, from places that differ: as an ordinary pass."""
+    model, random = build(choices), np.random.default_rng(0)
+    caches = [Cache.for_model(model, 2, 30, cache_dtype) for _ in range(2)]
+    for cache in caches:
+        prefill(model, [[3, 1, 4], [1, 5, 9, 2, 6]], cache)
+    step, steps = (
+        capture(model, 2, caches[0]),
+        {n: CapturedPass(model, caches[0], n) for n in (2, 5)},
+    )
+    for count in (5, 2, 1, 5, 5, 2, 3, 5):
+        ids = random.integers(0, 50, (2, count))
+        expected = model(ids, cache=caches[1]).detach().numpy()
+        if count == 1:
+            found = step(ids[:, 0]).numpy()[:, None]
+        elif count in steps:
+            found = steps[count](ids).numpy()
+        else:
+            found = model(ids, cache=caches[0]).detach().numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-3 if cache_dtype == "q8_0" else 1e-5)
+        back = random.integers(0, count + 1, 2)
+        for cache in caches:
+            cache.rollback(back)
+        assert caches[0].lengths.tolist() == caches[1].lengths.tolist()
+    if library() and model.config.position != "relative":
+        assert all(one.form == "list" for one in steps.values())
+    for one in steps.values():
+        assert (one.form == "list") == (not one.reason)
+    caches[0].rollback(caches[0].lengths)
+    for _ in range(6):
+        steps[5](random.integers(0, 50, (2, 5)))
+    before = caches[0].lengths
+    with pytest.raises(ValueError, match="5 more tokens do not fit"):
+        steps[5](random.integers(0, 50, (2, 5)))
+    assert caches[0].lengths.tolist() == before.tolist() == [30, 30]
 
 
 @pytest.mark.parametrize(

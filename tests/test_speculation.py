@@ -16,6 +16,7 @@ from tinytorch_gpu.generation import (
     speculative_run,
 )
 from tinytorch_gpu.generation.pace import Pace
+from tinytorch_gpu.native import library
 
 LLAMA: dict[str, Any] = {"norm": "rms", "position": "rotary", "activation": "swiglu",
                          "ffn_bias": False, "num_kv_heads": 2}  # fmt: skip
@@ -296,6 +297,25 @@ def test_nothing_found_is_an_ordinary_step(monkeypatch: pytest.MonkeyPatch) -> N
     assert (guide.rounds, guide.drafted) == (0, 0) and widths == [3, 1], "captured from then on"
 
 
+def test_passes_over_drafts_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the usual widths, and the draft model's two tokens: then nothing goes through the modules any more."""
+    if not library():
+        pytest.skip("without native code attention of several tokens is not repeated")
+    model, widths = make(), list[int]()
+    draft = near(model, 0.0)
+    for of in (model, draft):
+        real = of.hidden
+        monkeypatch.setattr(
+            of, "hidden",
+            lambda ids, real=real, **more: widths.append(ids.shape[1]) or real(ids, **more),
+        )  # fmt: skip
+    guide = DraftModel(draft, adaptive=False, most=3)
+    model.generate([[1, 2, 3]], 41, temperature=0, speculate=guide)
+    assert guide.accepted == guide.drafted == 30 and guide.rounds == 10
+    # The prompt, and the draft model's; its step; the pass over a draft; the draft model's two tokens.
+    assert sorted(widths) == [1, 2, 3, 3, 4]
+
+
 # --- when it pays ----------------------------------------------------------------------------
 
 
@@ -417,7 +437,7 @@ def test_lengths_that_were_not_tried_are_told_from_those_that_were() -> None:
         pace.round(k, k, k, seconds)
     prices = [pace._price(k) for k in (1, 3, 7, 11)]
     assert prices == pytest.approx([1 + 1 / 2 + 1 / 6, 2, 3, 4])
-    assert pace._price(15) == pytest.approx(4.4)
+    assert pace._price(15) == pytest.approx(4.8)
 
 
 def test_guesses_are_compared_with_ordinary_steps() -> None:
@@ -440,13 +460,13 @@ def test_guesses_are_compared_with_ordinary_steps() -> None:
 def test_generate_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock by which a pass takes as long as its tokens: drafts cannot pay."""
     model, now = make(), [0.0]
-    real = model.hidden
+    real = speculative_run.SpeculativeRun._check
 
-    def slow(ids: Any, **more: Any) -> Any:
-        now[0] += ids.shape[1]
-        return real(ids, **more)
+    def slow(self: Any, drafts: Any, counts: Any) -> Any:
+        now[0] += drafts.shape[1] + 1
+        return real(self, drafts, counts)
 
-    monkeypatch.setattr(model, "hidden", slow)
+    monkeypatch.setattr(speculative_run.SpeculativeRun, "_check", slow)
 
     def clock() -> float:  # a second by itself, for an ordinary step
         now[0] += 1

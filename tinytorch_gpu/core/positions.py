@@ -15,7 +15,7 @@ from .tensor import Tensor
 
 class Positions:
     """Where ``count`` new tokens of each row stand: from ``first`` on in all rows, or from ``starts`` (B,), on the
-    device, of which ``latest`` is the largest.
+    device, of which ``latest`` is the largest; ``places`` (B, count) on the device says it token by token.
 
     ``lengths`` (B,) on the device says how many tokens of each row are real, where tokens look both ways;
     ``bias`` (1 or B, H, T, S) is what their distances add to the scores.
@@ -24,10 +24,13 @@ class Positions:
     lengths: Any = None
     bias: Tensor | None = None
 
-    def __init__(self, first: int, count: int, starts: Any = None, latest: int | None = None):
+    def __init__(
+        self, first: int, count: int, starts: Any = None, latest: int | None = None,
+        places: Any = None,
+    ):  # fmt: skip
         self.first, self.count, self.starts = first, count, starts
         self.stop = (first if latest is None else latest) + count
-        self._array: Any = None
+        self._array: Any = places
 
     def biased(self, bias: Tensor | None) -> "Positions":
         """The same positions with another bias."""

@@ -42,6 +42,7 @@ class Cache:
         self.lengths = numpy.zeros(batch, dtype=numpy.int64)
         self._on_device: Any = None
         self._fixed: tuple[Any, Any] | None = None
+        self._passes: dict[int, tuple[Any, Any, Any]] = {}
         self._clear_plan()
 
     @classmethod
@@ -93,6 +94,8 @@ class Cache:
         if self._fixed is not None and count == 1 and counts is None:
             (self._starts, self._ends), self.stop = self._fixed, self.capacity
             return Positions(0, 1, self._starts, latest)
+        if counts is None and count in self._passes:
+            return self._begin_fixed(count, latest)
         if uniform:
             self._starts = self._ends = None
             return Positions(latest, count)
@@ -101,6 +104,15 @@ class Cache:
         added = count if counts is None else self.device.asarray(self._new)
         self._starts, self._ends = self._on_device, self._on_device + added
         return Positions(0, count, self._starts, latest)
+
+    def _begin_fixed(self, count: int, latest: int) -> Positions:
+        """The same, told by arrays that stay where they are."""
+        starts, ends, places = self._passes[count]
+        ahead = self.lengths[:, None] + numpy.arange(count + 1)
+        for array, values in ((starts, ahead[:, 0]), (ends, ahead[:, -1]), (places, ahead[:, :-1])):
+            array[...] = self.device.asarray(values)
+        (self._starts, self._ends), self.stop = (starts, ends), self.capacity
+        return Positions(0, count, starts, latest, places)
 
     def _room(self, count: int) -> int:
         """The longest length held; a ValueError if ``count`` more tokens do not fit."""
@@ -137,7 +149,7 @@ class Cache:
             ops.advance(*self._fixed, count=1)
             self.lengths, self._on_device = self.lengths + 1, None
             self._clear_plan()
-        elif self._fixed is not None:
+        elif self._fixed is not None or self._passes:
             self._set_lengths(slice(None), self.lengths + self._new)
         else:
             self.lengths = self.lengths + self._new
@@ -155,9 +167,20 @@ class Cache:
             starts, ends = self.lengths.copy(), self.lengths + 1
             self._fixed = self.device.asarray(starts), self.device.asarray(ends)
 
-    def unfix(self) -> None:
-        """Let passes take the shapes they need again."""
-        self._fixed = None
+    def fix_pass(self, count: int) -> None:
+        """Let passes of ``count`` tokens of each row keep their shapes too: what is told of places is written
+        before each of them to arrays that stay where they are."""
+        if count not in self._passes:
+            shapes = ((self.batch,), (self.batch,), (self.batch, count))
+            starts, ends, places = (self.device.zeros(shape, "int64") for shape in shapes)
+            self._passes[count] = starts, ends, places
+
+    def unfix(self, count: int = 1) -> None:
+        """Let passes of ``count`` tokens take the shapes they need again."""
+        if count == 1:
+            self._fixed = None
+        else:
+            self._passes.pop(count, None)
 
     def check_step(self) -> None:
         """A ValueError if a repeated step finds no room."""

@@ -111,6 +111,57 @@ class DecodeStep:
             _log.info("decode steps are ordinary passes: %s", error)
 
 
+class CapturedPass:
+    """``count`` tokens for each row by one call, recorded and repeated like a ``DecodeStep``: ``step(ids)`` feeds
+    ``ids`` (B, count), on the device, and returns the logits (B, count, V), which the next call may write anew."""
+
+    def __init__(self, model: Any, cache: Cache, count: int):
+        self.model, self.cache = model, cache
+        self.ids = model.device.zeros((cache.batch, count), "int64")
+        self.logits: Any = None
+        self.form, self.reason = "steps", ""
+        self._repeat: Callable[[], None] | None = None
+
+    def __call__(self, ids: Any) -> Any:
+        """Take the pass; see the class."""
+        with self.model.device.active(), no_grad():
+            self.ids[...] = ids
+            if self._repeat is not None:
+                self.cache.begin(*self.ids.shape)
+                self._repeat()
+                self.cache.advance()
+            elif self.form == "steps" and not self.reason:
+                self._record()
+            else:
+                self._run()
+            return self.logits
+
+    def _run(self) -> None:
+        hidden, _ = self.model.hidden(wrap(self.ids), cache=self.cache)
+        self.logits = self.model.logits(hidden)
+
+    def _record(self) -> None:
+        """Take the pass, and keep what repeats it if all of it can be."""
+        self.reason = why_not(self.model)
+        if not self.reason and self.model.device.kind != "cpu":
+            self.reason = "only a step of one token is a graph"
+        if self.reason:
+            self._run()
+            return
+        if self.model.rotary is not None:
+            self.model.rotary.tables(self.cache.capacity)  # the tables must not move later
+        self.cache.fix_pass(self.ids.shape[1])
+        from ..native import replay
+
+        with record() as calls:
+            self._run()
+        try:
+            self._repeat, self.form = replay(_plans(calls)), "list"
+        except CannotRepeatError as error:
+            self.reason = str(error)
+            self.cache.unfix(self.ids.shape[1])
+
+
 def why_not(model: Any) -> str:
     """Why steps of this model must not be captured; nothing if they may."""
     if nvtx.on and not nvtx.graphs:

@@ -9,7 +9,10 @@ AGE, LIGHTEST = 0.98, 2.0  # the same for an ordinary step, down to as many test
 # come true, the others can be tried only.
 PRIOR, WATCHED_PRIOR = (1.4, 2.0), (0.5, 2.0)
 # What a round is thought to cost before one was timed, in ordinary steps: by itself, and a drafted token.
-ROUND, TOKEN = 1.25, 0.1
+ROUND, TOKEN = 1.25, 0.2
+START = (
+    1.1  # what a length must promise before it is begun in a text, since its first round is dear
+)
 REST, MOST_REST = 32, 128  # ordinary steps after a trial for each one that it lost
 SHORTEST_REST, LONGEST_REST = 8, 256
 
@@ -19,8 +22,8 @@ class Pace:
 
     A round with k drafted tokens of which each is accepted with probability a gives
     (1 - a^(k+1)) / (1 - a) tokens (Leviathan et al. 2023, eq. 1) and takes the time that rounds of k took
-    before, or what those of other lengths let expect; the first of each length is not believed, since it may
-    compile or allocate. Lengths are one less than powers of two, so few have to be learnt.
+    before, or what those of other lengths let expect; the first of each length in a text is not believed, since it
+    records its pass, or even compiles. Lengths are one less than powers of two, so few have to be learnt.
 
     Where no length pays, ordinary steps follow. A trial comes again when they have taken so many times what
     the last one lost that it does not matter (``REST``, doubled each time): the text may become easier to
@@ -31,7 +34,7 @@ class Pace:
     def __init__(self, most: int, watched: bool = False):
         self.most, self.watched = most, watched
         self._times: dict[int, deque[float]] = {}
-        self._begun: set[int] = set()  # lengths that were tried at all
+        self._begun: set[int] = set()  # lengths that were tried in this text
         self._accepted, self._tested = WATCHED_PRIOR if watched else PRIOR
         self._rest, self._resting = REST, 0
 
@@ -40,18 +43,25 @@ class Pace:
         """The share of the tested drafted tokens that came true, of late."""
         return self._accepted / self._tested
 
+    def begin(self) -> None:
+        """Another text begins."""
+        self._begun.clear()
+
     def choose(self, most: int) -> int:
         """The number of tokens to draft, at most ``most``."""
         most = min(most, self.most)
         if most < 1 or len(self._times.get(0, ())) < 3:
             return 0  # what an ordinary step takes must be known first
-        best = max(_lengths(most), key=self.gain)
-        if self.gain(best) > 1:
+        best = max(_lengths(most), key=self._promise)
+        if self._promise(best) > 1:
             return best
         if self._resting > 0:
             self._resting -= 1
             return 0
         return 0 if self.watched and self._tokens(best) < _guessed(best) else best
+
+    def _promise(self, drafted: int) -> float:
+        return self.gain(drafted) / (1 if drafted in self._begun else START)
 
     def gain(self, drafted: int) -> float:
         """How many times as many tokens a second a draft of this length is expected to give."""

@@ -16,9 +16,9 @@ from typing import Any
 import numpy
 
 from ..backend import namespace, to_numpy
-from ..core.tensor import no_grad
+from ..core.tensor import no_grad, wrap
 from .cache import Cache
-from .capture import DecodeStep, capture
+from .capture import CapturedPass, DecodeStep, capture
 from .pace import Pace
 from .prefill import prefill
 from .sampler import Sampler
@@ -180,6 +180,7 @@ class DraftModel(Speculation):
         self._rows: list[list[int]] = []
         self._valid, self._count = numpy.zeros(0, numpy.int64), 1
         self._recorded = False
+        self._pass: CapturedPass | None = None
 
     def check(self, model: Any) -> None:
         if not self.model.config.decoder_only:
@@ -202,6 +203,7 @@ class DraftModel(Speculation):
         if self._cache is None or self._cache.batch != len(rows) or self._cache.capacity < room:
             wanted = max(room, self.capacity or 0)
             self._cache = Cache.for_model(self.model, len(rows), wanted)
+            self._pass = CapturedPass(self.model, self._cache, USUAL)
         else:
             pairs = zip(old, rows, self._valid, strict=True)
             kept = numpy.array([shared(a[: int(n)], b) for a, b, n in pairs])
@@ -261,13 +263,25 @@ class DraftModel(Speculation):
         todo = [row[int(n) :] for row, n in zip(self._rows, kept, strict=True)]
         made = []
         with no_grad(), self.model.device.active():
-            own(prefill(self.model, todo, cache))
+            self._first(cache, own, step, todo)
             for _ in range(count - 1):
                 made.append(own.ids.copy())
                 step()
             ids = namespace(own.ids).concat([*made, own.ids], axis=1)
         self._valid, self._count = lengths, count
         return ids if sampler.place == self.model.device else sampler.place.asarray(to_numpy(ids))
+
+    def _first(self, cache: Cache, own: Sampler, step: DecodeStep, todo: list[list[int]]) -> None:
+        """Feed what each row has not read yet, and choose the first token of a draft."""
+        assert self._pass is not None
+        counts = {len(row) for row in todo}
+        if counts == {1}:
+            step([row[0] for row in todo])
+        elif counts == {USUAL}:
+            logits = self._pass(self.model.device.asarray(todo, "int64"))
+            own(wrap(logits.data[:, -1]))
+        else:
+            own(prefill(self.model, todo, cache))
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import numpy
 from .. import nvtx
 from ..backend import DEVICES, namespace, to_numpy
 from ..core.tensor import Tensor, no_grad, wrap
+from .capture import CapturedPass
 from .prompts import Step
 from .run import Run, check_finite
 from .speculation import Speculation
@@ -23,10 +24,12 @@ class SpeculativeRun(Run):
         self.speculation: Speculation = speculation
         self.made: list[list[int]] = [[] for _ in self.prompts]
         self.done = self.left == 0
+        self.passes: dict[int, CapturedPass] = {}  # by the number of tokens
 
     def _decode(self) -> Iterator[Step]:
         rows = [[int(token) for token in prompt] for prompt in self.prompts]
         self.speculation.begin(rows, self.sampler, self.cache.capacity)
+        self.speculation.pace.begin()
         first = to_numpy(self.sampler.ids)
         check_finite(self.step.logits.data, first[:, 0], ~self.done)
         self._add(numpy.where(self.done[:, None], -1, first), numpy.zeros(len(rows), numpy.int64))
@@ -98,10 +101,7 @@ class SpeculativeRun(Run):
         ids = namespace(there).concat([self.sampler.ids, there], axis=1)
         ids = namespace(ids).maximum(ids, 0 * ids)
         uniform = bool((fed == width + 1).all())
-        hidden, _ = self.model.hidden(
-            wrap(ids), cache=self.cache, counts=None if uniform else fed
-        )  # fmt: skip
-        logits = self.model.logits(hidden)
+        logits = self._logits(ids, None if uniform else fed)
         chosen, drafts = self._read(self.sampler.after_each(logits, there), drafts)
         inside = numpy.arange(width)[None] < counts[:, None]
         right = numpy.logical_and.accumulate((chosen[:, :-1] == drafts) & inside, axis=1)
@@ -112,6 +112,17 @@ class SpeculativeRun(Run):
         self.cache.rollback(fed - (tokens >= 0).sum(axis=1))
         self._add(tokens, accepted)
         return int(numpy.minimum(accepted + 1, counts).sum()), int(accepted.sum())
+
+    def _logits(self, ids: Any, counts: Any) -> Tensor:
+        """Those behind all tokens (B, T). A pass of a usual width is recorded: the widths near the end of a text come
+        once."""
+        width = ids.shape[1]
+        if counts is None and (width & (width - 1) == 0 or width == self.speculation.most + 1):
+            if width not in self.passes:
+                self.passes[width] = CapturedPass(self.model, self.cache, width)
+            return self.passes[width](ids)
+        hidden, _ = self.model.hidden(wrap(ids), cache=self.cache, counts=counts)
+        return self.model.logits(hidden)
 
     def _read(self, chosen: Any, drafts: Any) -> tuple[Any, Any]:
         """Both on the host, by one copy if both are on the device."""
