@@ -331,7 +331,7 @@ class Text:
         """So many tokens of which drafts are right by ``share``: how much faster than without drafts."""
         made, seconds, begun = 0, 0.0, len(self.chosen)
         while made < tokens:
-            k = self.pace.choose(min(self.most, tokens - made - 1))
+            k = self.pace.choose(self.most, tokens - made - 1)
             self.chosen.append(k)
             right = int(np.argmin([*(self.random.random(k) < share), False]))
             took = self.cost(k)
@@ -411,10 +411,10 @@ def test_a_dear_preparation_makes_rests_longer() -> None:
         pace = Pace(7)
         for _ in range(3):
             pace.step(1.0)
-        while (k := pace.choose(7)) > 0:
+        while (k := pace.choose(7, 400)) > 0:
             pace.round(k, 1, 0, 3.0, once)
         rests.append(1)
-        while pace.choose(7) == 0:
+        while pace.choose(7, 400) == 0:
             rests[-1] += 1
     assert rests[0] >= 32 and rests[1] >= 3 * rests[0]
 
@@ -423,7 +423,7 @@ def test_a_pause_of_the_machine_is_forgiven() -> None:
     text = Text(lambda k: 1 + 0.1 * k)
     text.write(80, 0.9)
     text.pace.round(7, 7, 7, 1000.0)
-    assert text.pace.choose(7) > 2
+    assert text.pace.choose(7, 400) > 2
 
 
 def test_lengths_that_were_not_tried_are_told_from_those_that_were() -> None:
@@ -431,7 +431,8 @@ def test_lengths_that_were_not_tried_are_told_from_those_that_were() -> None:
     for _ in range(3):
         pace.step(1.0)
     pace.seen(200, 190)
-    assert pace.choose(11) == 11 and pace.choose(5) == 5 and pace.choose(0) == 0
+    assert pace.choose(11, 400) == 11 and pace.choose(5, 400) == 5 and pace.choose(0, 400) == 0
+    assert pace.choose(7, 2) == 0, "too few are left to pay for the first round of a length"
     for k, seconds in ((3, 2.0), (11, 4.0)):
         pace.round(k, k, k, 99.0)  # not believed
         pace.round(k, k, k, seconds)

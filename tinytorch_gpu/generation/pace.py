@@ -10,9 +10,8 @@ AGE, LIGHTEST = 0.98, 2.0  # the same for an ordinary step, down to as many test
 PRIOR, WATCHED_PRIOR = (1.4, 2.0), (0.5, 2.0)
 # What a round is thought to cost before one was timed, in ordinary steps: by itself, and a drafted token.
 ROUND, TOKEN = 1.25, 0.2
-START = (
-    1.1  # what a length must promise before it is begun in a text, since its first round is dear
-)
+FIRST = 8.0  # what the first round of a length costs more, in ordinary steps, before one was seen
+FOUND = 0.3  # the share of a text that watched drafts are there for
 REST, MOST_REST = 32, 128  # ordinary steps after a trial for each one that it lost
 SHORTEST_REST, LONGEST_REST = 8, 256
 
@@ -23,7 +22,7 @@ class Pace:
     A round with k drafted tokens of which each is accepted with probability a gives
     (1 - a^(k+1)) / (1 - a) tokens (Leviathan et al. 2023, eq. 1) and takes the time that rounds of k took
     before, or what those of other lengths let expect; the first of each length in a text is not believed, since it
-    records its pass, or even compiles. Lengths are one less than powers of two, so few have to be learnt.
+    records its pass, or even compiles: the rest of the text must be worth that. Lengths are one less than powers of two, so few have to be learnt.
 
     Where no length pays, ordinary steps follow. A trial comes again when they have taken so many times what
     the last one lost that it does not matter (``REST``, doubled each time): the text may become easier to
@@ -34,7 +33,10 @@ class Pace:
     def __init__(self, most: int, watched: bool = False):
         self.most, self.watched = most, watched
         self._times: dict[int, deque[float]] = {}
-        self._begun: set[int] = set()  # lengths that were tried in this text
+        self._begun: dict[
+            int, float | None
+        ] = {}  # lengths tried in this text: seconds of the first round
+        self._first = FIRST
         self._accepted, self._tested = WATCHED_PRIOR if watched else PRIOR
         self._rest, self._resting = REST, 0
 
@@ -47,21 +49,28 @@ class Pace:
         """Another text begins."""
         self._begun.clear()
 
-    def choose(self, most: int) -> int:
-        """The number of tokens to draft, at most ``most``."""
-        most = min(most, self.most)
+    def choose(self, most: int, left: int) -> int:
+        """The number of tokens to draft, at most ``most``, where ``left`` more are wanted."""
+        most = min(most, self.most, left)
         if most < 1 or len(self._times.get(0, ())) < 3:
             return 0  # what an ordinary step takes must be known first
-        best = max(_lengths(most), key=self._promise)
-        if self._promise(best) > 1:
+        best = max(_lengths(most), key=lambda k: self._promise(k, left))
+        if self._promise(best, left) > 1:
             return best
         if self._resting > 0:
             self._resting -= 1
             return 0
-        return 0 if self.watched and self._tokens(best) < _guessed(best) else best
+        if best not in self._begun and left < 4 * self._first:
+            return 0  # too little is left to learn anything for
+        if self.watched and (self.gain(best) > 1 or self._tokens(best) < _guessed(best)):
+            return 0  # what is known would not pay for a first round, or for any
+        return best
 
-    def _promise(self, drafted: int) -> float:
-        return self.gain(drafted) / (1 if drafted in self._begun else START)
+    def _promise(self, drafted: int, left: int) -> float:
+        """The gain over the rest of the text, the first round of a length paid."""
+        tokens = left * (FOUND if self.watched else 1)
+        first = 0 if drafted in self._begun else self._first
+        return tokens / (tokens / self.gain(drafted) + first)
 
     def gain(self, drafted: int) -> float:
         """How many times as many tokens a second a draft of this length is expected to give."""
@@ -109,11 +118,14 @@ class Pace:
         next one need not spend again."""
         self.seen(tested, accepted)
         if drafted not in self._begun:
-            self._begun.add(drafted)
+            self._begun[drafted] = seconds
             return
         self._note(drafted, seconds)
         if 0 not in self._times:
             return
+        first, self._begun[drafted] = self._begun[drafted], None
+        if first is not None:
+            self._first = max(first - seconds, 0) / min(self._times[0])
         if self.gain(drafted) > 1:
             self._rest, self._resting = REST, 0
             return

@@ -59,8 +59,9 @@ class SpeculativeRun(Run):
         # The model adds one token to what came true, so one less is of use.
         limits = numpy.where(alive, self.left - [len(row) for row in self.made] - 1, 0)
         room = self.cache.capacity - int(self.cache.lengths.max()) - 1
-        most = min(guide.most, int(limits.max()), room)
-        wanted = guide.pace.choose(most) if guide.adaptive else most
+        left = int(limits.max())
+        most = min(guide.most, left, room)
+        wanted = guide.pace.choose(most, left) if guide.adaptive else most
         drafts: Any = None
         counts, ready = numpy.zeros_like(limits), started
         if wanted > 0:
