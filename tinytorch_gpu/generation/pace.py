@@ -22,7 +22,8 @@ class Pace:
     A round with k drafted tokens of which each is accepted with probability a gives
     (1 - a^(k+1)) / (1 - a) tokens (Leviathan et al. 2023, eq. 1) and takes the time that rounds of k took
     before, or what those of other lengths let expect; the first of each length in a text is not believed, since it
-    records its pass, or even compiles: the rest of the text must be worth that. Lengths are one less than powers of two, so few have to be learnt.
+    records its pass, or even compiles: the rest of the text must be worth that. Lengths are one less than powers
+    of two, so few have to be learnt.
 
     Where no length pays, ordinary steps follow. A trial comes again when they have taken so many times what
     the last one lost that it does not matter (``REST``, doubled each time): the text may become easier to
