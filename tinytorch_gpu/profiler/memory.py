@@ -106,7 +106,7 @@ def training_memory(
     step = _Step(setting, calls, loss, rest, recompute)
     return TrainingMemory(
         stored, stored, state, tables, step.kept - rest, step.forward_peak, step.backward_peak,
-        rest + stored + update_workspace(weights, setting.where, optimizer),
+        rest + stored + update_workspace(weights, setting.where),
     )  # fmt: skip
 
 

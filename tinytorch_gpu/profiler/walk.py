@@ -272,9 +272,10 @@ class _Walk:
         batch, tokens, heads, head = q.shape
         dropout = self.config.dropout if self.run.gradients else 0.0
         arrays = (q, k, v) if bias is None else (q, k, v, None, bias)
-        plain = not dropout and bias is None
-        by_numpy = self.setting.where == "cpu" and (self.width > 4 or native.library() is None)
-        weights = plain and by_numpy and keeps_weights(q, k)
+        on_cpu = self.setting.where == "cpu"
+        by_library = on_cpu and self.width <= 4 and native.library() is not None
+        plain = bias is None and (by_library or not dropout)
+        weights = plain and on_cpu and not by_library and keeps_weights(q, k)
         saved = Array((batch, heads, tokens, k.shape[1] if weights else 1), max(4, self.width))
         out = self._call(
             "attention", "attention", arrays, self.activation(*q.shape), keeps=(saved,),

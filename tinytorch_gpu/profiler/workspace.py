@@ -49,22 +49,20 @@ def backward_workspace(call: Call, where: str = "cpu") -> int:
         return call.keeps[0].nbytes  # the gradient before the activation, on every device
     need = _BACKWARD.get(call.op)
     if is_native(call):
-        # The gradient before an activation takes the place of the result's, unless it is wider.
-        gated = call.op == "linear" and call.options.get("activation") in GATED
-        return call.keeps[0].nbytes if gated else 0
+        return _native_linear_back(call) if call.op == "linear" else 0
     return need(call) if need is not None and where == "cpu" else 0
 
 
-def update_workspace(weights: list[Array], where: str = "cpu", optimizer: str = "adamw") -> int:
+def update_workspace(weights: list[Array], where: str = "cpu") -> int:
     """Bytes beside the state while an optimizer steps: two buffers of a chunk; for the norm of gradients in 16
     bits the largest widened, and squared."""
     largest = max(weights, key=lambda w: w.size, default=None)
     if largest is None or where != "cpu":
         return 0
+    if largest.width <= 4 and native.library() is not None:
+        return 0
     if largest.width < 4:
         return 8 * largest.size
-    if largest.width == 4 and optimizer == "adamw" and native.library() is not None:
-        return 0
     return round(2 * largest.width * min(CHUNK, largest.size)) * threads()
 
 
@@ -127,6 +125,15 @@ def _linear_back(call: Call) -> int:
     if weight.width < 4:
         return own + 8 * weight.size
     return own + (_buffers(call, 2 + BUFFERS, 2) if activation in GATED else 0)
+
+
+def _native_linear_back(call: Call) -> int:
+    """The gradient before an activation, which takes the place of the result's unless it is wider; of a 16-bit weight
+    itself, and then its gradient, widened."""
+    weight = call.arrays[1]
+    assert weight is not None
+    wide = 4 * weight.size if weight.width < 4 else 0
+    return wide + (call.keeps[0].nbytes if call.options.get("activation") in GATED else 0)
 
 
 def _buffers(call: Call, count: int, share: int = 1) -> int:
