@@ -76,10 +76,9 @@ def _gated(x: Any, out: Any, gate: Any, rest: Any) -> None:
     numpy.divide(x, gate, out=out)
     numpy.divide(1, gate, out=gate)
     most = numpy.finfo(rest.dtype).max
-    if (
-        not numpy.maximum.reduce(rest, axis=None, initial=0) <= most
-    ):  # looking takes less time than taking the less
-        numpy.minimum(rest, most, out=rest)  # infinity times 0 is no number
+    # Infinity times 0 is no number. To look for one takes a fraction of the time of a minimum.
+    if not numpy.maximum.reduce(rest, axis=None, initial=0) <= most:
+        numpy.minimum(rest, most, out=rest)
     rest *= gate
 
 
