@@ -39,8 +39,10 @@ def _forward(
     if batch == rows == 1 and lengths is None and window is None and starts is None:
         return _one_query(q, k, v, width**-0.5 if scale is None else scale, inputs)
     out = numpy.empty((batch, rows, heads, v.shape[3]), q.dtype)
-    kept = _room_for_weights(inputs, window)
-    lse = numpy.empty((batch, heads, rows, 1), q.dtype) if kept is None else None
+    # Recorded or not, the result is the same to the last bit.
+    short = keeps_weights(q, k)
+    kept = _room_for_weights(inputs, window) if short and grad_enabled() else None
+    lse = None if short else numpy.empty((batch, heads, rows, 1), q.dtype)
 
     def one(part: slice) -> None:
         scores = Scores(inputs, causal, scale, window, kept)
@@ -60,7 +62,7 @@ def _forward(
                     sums[...] = numpy.inf
 
     share(one, batch_parts(q, k))
-    return out, (inputs, out, Weights(kept) if lse is None else lse)
+    return out, (inputs, out, Weights(kept) if short else lse)
 
 
 def keeps_weights(q: Any, k: Any) -> bool:
@@ -70,10 +72,8 @@ def keeps_weights(q: Any, k: Any) -> bool:
 
 
 def _room_for_weights(inputs: Any, window: int | None) -> Any:
-    """An array (B, K, G T, S) for weights that are kept, or None."""
+    """An array (B, K, G T, S) for weights that are kept."""
     q, k, *_, lengths, starts, _ = inputs
-    if not grad_enabled() or not keeps_weights(q, k):
-        return None
     batch, rows, heads, _ = q.shape
     keys, kv_heads = k.shape[1:3]
     all_seen = lengths is None and starts is None and window is None
