@@ -11,6 +11,7 @@ from ..backend import DEVICES, kind, namespace, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import lora
+from ..ops.lora import fits
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
 from .linear import MOST_ROWS, as_rows, product
 
@@ -91,6 +92,7 @@ def _accepts(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: A
         and base.dtype == x.dtype
         and base.flags.c_contiguous
         and bool(x.size)
+        and fits(base, x, factors, spans)
         and (many or _is_few(base, x, factors, spans))
     )
 

@@ -203,11 +203,11 @@ class DraftModel(Speculation):
         if self._cache is None or self._cache.batch != len(rows) or self._cache.capacity < room:
             wanted = max(room, self.capacity or 0)
             self._cache = Cache.for_model(self.model, len(rows), wanted)
-            self._pass = CapturedPass(self.model, self._cache, USUAL)
         else:
             pairs = zip(old, rows, self._valid, strict=True)
             kept = numpy.array([shared(a[: int(n)], b) for a, b, n in pairs])
             self._cache.rollback(self._cache.lengths - kept)
+        self._pass = CapturedPass(self.model, self._cache, USUAL)  # of the weights as they are now
         self._rows, self._valid = rows, kept
         self._sampler = sampler.fork(self.model.device)
         self._step = capture(self.model, len(rows), self._cache, self._sampler)

@@ -95,6 +95,9 @@ class SpeculativeRun(Run):
         place, alive = self.model.device, ~self.done
         fed = numpy.where(alive, counts + 1, 0)
         width = drafts.shape[1]
+        vocabulary = self.model.config.vocab_size
+        if isinstance(drafts, numpy.ndarray) and drafts.size and drafts.max() >= vocabulary:
+            raise ValueError(f"a draft has token {drafts.max()}, and the vocabulary {vocabulary}")
         there = place.asarray(drafts)
         if (counts < width).any():  # nothing stands behind a shorter draft
             beyond = place.asarray(numpy.arange(width)[None] >= counts[:, None])

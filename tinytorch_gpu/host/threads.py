@@ -221,7 +221,7 @@ def _share(job: _Job, helpers: int) -> None:
             del part
         for worker in _helpers(helpers):
             while worker.working.locked() and _later.one():
-                pass  # what was put off takes less time than a thread to wake
+                pass  # it must be done at any rate
             worker.wait()
     if job.error is not None:
         raise job.error

@@ -7,6 +7,7 @@ import numpy
 
 from ..backend import dtype_name
 from ..ops import lora
+from ..ops.lora import fits
 from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
 
@@ -27,6 +28,7 @@ def _accepts(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: A
         and 0 < len(spans) <= PARTS
         and all(f.dtype == factors[0].dtype and f.flags.c_contiguous for f in factors)
         and dtype_name(factors[0].dtype) in PLAIN
+        and fits(base, x, factors, spans)
     )
 
 

@@ -21,6 +21,7 @@ def _accepts(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = 
         and cos.shape == sin.shape
         and positions.shape in (x.shape[:2], x.shape[1:2])
         and 2 * cos.shape[1] <= x.shape[3]
+        and (heads is None or 0 <= heads <= x.shape[2])
         and bool(x.size)
     )
 

@@ -25,6 +25,16 @@ def lora(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: Any =
     return narrow(out, base.dtype), (x, *inner, *factors)
 
 
+def fits(base: Any, x: Any, factors: Any, spans: Any) -> bool:
+    """Whether all shapes are as ``lora`` says: a maker that does not look further takes no others."""
+    return len(factors) == 2 * len(spans) and all(
+        0 <= start <= stop <= base.shape[-1]
+        and a.shape[1] == x.shape[-1]
+        and b.shape == (stop - start, a.shape[0])
+        for (start, stop), a, b in zip(spans, factors[::2], factors[1::2], strict=True)
+    )
+
+
 @lora.backward
 def _(residuals: Any, dout: Any, *, spans: Any, scales: Any, needs: Any = None) -> Any:
     x, inner, factors = residuals[0], residuals[1 : 1 + len(spans)], residuals[1 + len(spans) :]
