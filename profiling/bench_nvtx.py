@@ -10,6 +10,7 @@ time, so all work must be in one thread: `make bench-nvtx` sees to that.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -113,15 +115,22 @@ def _seconds(function: Any, *arguments: Any) -> float:
 # --- a decode step ---
 
 
-def steps(model: Transformer, count: int, captured: bool) -> Any:
-    """An iterator over decode steps, past the first ones."""
+@contextlib.contextmanager
+def ordinary() -> Iterator[None]:
+    """Inside, decode steps are not captured: each asks anew whether it may be."""
     capture = importlib.import_module("tinytorch_gpu.generation.capture")
-    before = capture.why_not
-    capture.why_not = before if captured else lambda *_: "not asked for"
+    before, capture.why_not = capture.why_not, lambda *_: "not asked for"
+    try:
+        yield
+    finally:
+        capture.why_not = before
+
+
+def steps(model: Transformer, count: int) -> Any:
+    """An iterator over decode steps, past the first ones."""
     made = model.generate(numpy.arange(1, 17), count, temperature=0, stream=True)
     for _ in range(4):
         next(made)
-    capture.why_not = before
     return made
 
 
@@ -129,9 +138,10 @@ def ranges_of_a_step(model: Transformer) -> dict[str, int]:
     """How many ranges of each form one decode step opens when a tool listens, and when captured."""
     watch = Counting()
     nvtx.enable(watch)
-    made = steps(model, 8, captured=False)
-    watch.counts.clear()
-    next(made)
+    with ordinary():
+        made = steps(model, 8)
+        watch.counts.clear()
+        next(made)
     nvtx.disable()
     forms: Counter[str] = Counter()
     for (category, name), count in watch.counts.items():
@@ -140,9 +150,9 @@ def ranges_of_a_step(model: Transformer) -> dict[str, int]:
     return dict(forms)
 
 
-def timed_steps(model: Transformer, count: int, captured: bool) -> float:
+def timed_steps(model: Transformer, count: int) -> float:
     """Seconds of a step, the median of ``count``."""
-    made = steps(model, count + 4, captured)
+    made = steps(model, count + 4)
     return median(_seconds(next, made) for _ in range(count))
 
 
@@ -152,8 +162,9 @@ def without_a_tool(name: str, windows: int) -> dict[str, Any]:
     forms, cost = ranges_of_a_step(model), one_range(10 * windows)
     spent = sum(count * cost[form] for form, count in forms.items())
     total = sum(forms.values())
-    eager = timed_steps(model, windows, captured=False)
-    captured = timed_steps(model, windows, captured=True)
+    with ordinary():
+        eager = timed_steps(model, windows)
+    captured = timed_steps(model, windows)
     outside = (
         cost["span"] * 2 + cost["op"]
     )  # decode, sample, op.argmax: all that a captured one has
@@ -170,13 +181,14 @@ def with_a_tool(name: str, windows: int) -> dict[str, Any]:
     if not nvtx.on:
         raise SystemExit("bench_nvtx.py: the recorder is not attached")
     model = Transformer.from_config(preset(name, max_seq_length=512), device="cpu", seed=0)
-    made = steps(model, 2 * windows + 4, captured=False)
     pairs = []
-    for _ in range(windows):
-        nvtx.on = False
-        silent = _seconds(next, made)
-        nvtx.on = True
-        pairs.append((_seconds(next, made), silent))
+    with ordinary():
+        made = steps(model, 2 * windows + 4)
+        for _ in range(windows):
+            nvtx.on = False
+            silent = _seconds(next, made)
+            nvtx.on = True
+            pairs.append((_seconds(next, made), silent))
     ratios = sorted(loud / silent for loud, silent in pairs)
     return {"model": name, "ratio": round(median(ratios), 3),
             "ratio_low": round(ratios[len(ratios) // 4], 3),

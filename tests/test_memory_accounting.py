@@ -153,8 +153,10 @@ def test_what_is_decoded_of_a_cache_grows_with_what_it_holds(where: str) -> None
 
 def test_a_prompt_to_a_gpu_is_what_its_kernels_say() -> None:
     from tinytorch_gpu.cuda.cached_attention import MOST_TOKENS
+    from tinytorch_gpu.cuda.compile import source
 
     assert workspace.FEW_TOKENS == MOST_TOKENS
+    assert f"#define MOST_TOKENS {MOST_TOKENS} " in source("cached_attention.cu")
 
 
 def test_sixteen_bits_have_masters_and_wide_activations_on_a_cpu() -> None:

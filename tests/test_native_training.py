@@ -78,3 +78,19 @@ def test_gradients_are_the_same_for_any_number_of_threads(monkeypatch: pytest.Mo
 def test_a_position_outside_the_tables_is_an_error(place: int) -> None:
     with pytest.raises(IndexError, match="of tables of 8"):
         ops.rotary(drawn(1, 2, 3, 4), drawn(8, 2), drawn(8, 2), np.array([0, place]))
+
+
+@pytest.mark.parametrize("heads", [-1, 4])
+def test_heads_that_are_not_there_are_not_turned_by_native_code(heads: int) -> None:
+    x, table = drawn(1, 2, 3, 8), drawn(4, 4)
+    with record() as calls:
+        ops.rotary(x, table, table, np.arange(2), heads=heads)
+    assert not native(calls)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "span"), [((2, 4), (8, 2), (0, 8)), ((2, 6), (3, 2), (0, 8)), ((2, 6), (8, 2), (4, 12))]
+)  # fmt: skip
+def test_adapters_of_other_shapes_are_an_error(a: Any, b: Any, span: Any) -> None:
+    with pytest.raises(ValueError):
+        ops.lora(drawn(1, 8), drawn(1, 6), drawn(*a), drawn(*b), spans=(span,), scales=(1.0,))

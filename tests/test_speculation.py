@@ -100,6 +100,19 @@ def test_every_family(family: str) -> None:
         assert found == expected
 
 
+class Wild(Lookup):
+    """Drafts that are never true, and from the third on no tokens at all."""
+
+    def draft(self, count: int, limits: Any, sampler: Any) -> tuple[Any, Any]:
+        token = 3 if self.rounds < 2 else 50
+        return np.full((1, 2), token), np.minimum(limits, 2)
+
+
+def test_a_draft_that_is_no_token_is_an_error() -> None:
+    with pytest.raises(ValueError, match="token 50"):
+        make().generate([1, 2, 3], 20, temperature=0, speculate=Wild(adaptive=False))
+
+
 @pytest.mark.parametrize("kind", ["lookup", "draft"])
 @pytest.mark.parametrize("sampling", ["greedy", "penalty"])
 @pytest.mark.parametrize("prompts", ["one", "ragged"])

@@ -11,7 +11,7 @@ from ..backend import DEVICES, kind, namespace, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import lora
-from ..ops.lora import fits
+from ..ops.lora import fits, inner_of, sides
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
 from .linear import MOST_ROWS, as_rows, product
 
@@ -29,24 +29,17 @@ PARTS, _ROWS, _COLUMNS, _THREADS = 3, 4, 128, 128
 def _few(base: Any, x: Any, factors: Any, spans: Any, scales: Any) -> Any:
     """Up to ``MOST_ROWS`` rows in two launches."""
     rows, width, outs = math.prod(x.shape[:-1]), x.shape[-1], base.shape[-1]
-    none = (None,) * (PARTS - len(spans))
-    a, b = ([*map(packed, factors[i::2]), *none] for i in range(2))
-    ranks = [0 if f is None else len(f) for f in a]
-    starts, stops = ([*ends, *(0 for _ in none)] for ends in zip(*spans, strict=True))
+    a, b, ranks, starts, stops = sides([packed(f) for f in factors], spans, PARTS)
     low, out = empty(x, (rows * sum(ranks),)), empty(base, base.shape)
     variant = {"REAL": element(x), "PARAM": element(factors[0])}
-    sets, sizes = -(-rows // _ROWS), (*ranks, *scales, *(0.0 for _ in none))
+    sets, sizes = -(-rows // _ROWS), (*ranks, *scales, *(0.0,) * (PARTS - len(spans)))
     _lower((sum(ranks), sets), _THREADS, packed(x), *a, low, rows, width, *sizes, **variant)
     lanes = min(32, 1 << (max(ranks) - 1).bit_length())
     _raise(
         (-(-outs // _COLUMNS), sets), _THREADS, packed(base), *b, low, out, rows, outs, *ranks, *starts,
         *stops, lanes, **variant,
     )  # fmt: skip
-    inner, first = [], 0
-    for rank in ranks[: len(spans)]:
-        inner.append(low[first : first + rows * rank].reshape(*x.shape[:-1], rank))
-        first += rows * rank
-    return out, (x, *inner, *factors)
+    return out, (x, *inner_of(low, x, factors), *factors)
 
 
 def _is_few(base: Any, x: Any, factors: Any, spans: Any) -> bool:

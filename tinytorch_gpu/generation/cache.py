@@ -167,13 +167,15 @@ class Cache:
             starts, ends = self.lengths.copy(), self.lengths + 1
             self._fixed = self.device.asarray(starts), self.device.asarray(ends)
 
-    def fix_pass(self, count: int) -> None:
+    def fix_pass(self, count: int) -> bool:
         """Let passes of ``count`` tokens of each row keep their shapes too: what is told of places is written
-        before each of them to arrays that stay where they are."""
-        if count not in self._passes:
-            shapes = ((self.batch,), (self.batch,), (self.batch, count))
-            starts, ends, places = (self.device.zeros(shape, "int64") for shape in shapes)
-            self._passes[count] = starts, ends, places
+        before each of them to arrays that stay where they are. False if they do already."""
+        if count in self._passes:
+            return False
+        shapes = ((self.batch,), (self.batch,), (self.batch, count))
+        starts, ends, places = (self.device.zeros(shape, "int64") for shape in shapes)
+        self._passes[count] = starts, ends, places
+        return True
 
     def unfix(self, count: int = 1) -> None:
         """Let passes of ``count`` tokens take the shapes they need again."""

@@ -142,24 +142,27 @@ class CapturedPass:
 
     def _record(self) -> None:
         """Take the pass, and keep what repeats it if all of it can be."""
+        from .. import native
+
         self.reason = why_not(self.model)
         if not self.reason and self.model.device.kind != "cpu":
             self.reason = "only a step of one token is a graph"
+        if not self.reason and native.library() is None:
+            self.reason = "NumPy alone repeats steps of one token only"
         if self.reason:
             self._run()
             return
         if self.model.rotary is not None:
             self.model.rotary.tables(self.cache.capacity)  # the tables must not move later
-        self.cache.fix_pass(self.ids.shape[1])
-        from ..native import replay
-
+        fixed = self.cache.fix_pass(self.ids.shape[1])
         with record() as calls:
             self._run()
         try:
-            self._repeat, self.form = replay(_plans(calls)), "list"
+            self._repeat, self.form = native.replay(_plans(calls)), "list"
         except CannotRepeatError as error:
             self.reason = str(error)
-            self.cache.unfix(self.ids.shape[1])
+            if fixed:  # else another pass relies on it
+                self.cache.unfix(self.ids.shape[1])
 
 
 def why_not(model: Any) -> str:

@@ -67,7 +67,8 @@ class Speculation(ABC):
         """Guess up to ``count`` next tokens of each row, and no more than ``limits`` (B,) of it.
 
         Returns ids (B, K), on the host or on the model's device, and how many of each row are there
-        (B,); K is at least the largest of them. ``sampler`` is the model's, to be looked at only.
+        (B,); K is at least the largest of them. ``sampler`` is the model's, to be looked at only. An id on the host
+        that is not in the vocabulary makes ``generate`` raise a ValueError.
         """
 
 
@@ -166,7 +167,7 @@ class DraftModel(Speculation):
     numbers of the model that checks them.
 
     It keeps its own cache, of at most ``capacity`` tokens a row, and takes from one call to the next what
-    stays the same.
+    stays the same: a model whose weights have changed drafts better as a new ``DraftModel`` (texts never change).
     """
 
     def __init__(
@@ -203,11 +204,11 @@ class DraftModel(Speculation):
         if self._cache is None or self._cache.batch != len(rows) or self._cache.capacity < room:
             wanted = max(room, self.capacity or 0)
             self._cache = Cache.for_model(self.model, len(rows), wanted)
+            self._pass = CapturedPass(self.model, self._cache, USUAL)
         else:
             pairs = zip(old, rows, self._valid, strict=True)
             kept = numpy.array([shared(a[: int(n)], b) for a, b, n in pairs])
             self._cache.rollback(self._cache.lengths - kept)
-        self._pass = CapturedPass(self.model, self._cache, USUAL)  # of the weights as they are now
         self._rows, self._valid = rows, kept
         self._sampler = sampler.fork(self.model.device)
         self._step = capture(self.model, len(rows), self._cache, self._sampler)

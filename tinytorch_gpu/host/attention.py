@@ -148,7 +148,7 @@ def _backward(
 ) -> Any:  # fmt: skip
     inputs, _, lse = residuals
     q, k, v, *_ = inputs
-    gradients, kept = _side_by_side(q, k, v), lse.values if isinstance(lse, Weights) else None
+    gradients, kept = side_by_side(q, k, v), lse.values if isinstance(lse, Weights) else None
     if q.shape[1] > QUERIES or any(x is not None for x in (*inputs[5:7], window)):
         for gradient in gradients[1:]:  # else one block of queries sees all keys
             gradient[...] = 0
@@ -194,7 +194,7 @@ def _go_back(
         own *= scores.scale
 
 
-def _side_by_side(q: Any, k: Any, v: Any) -> list[Any]:
+def side_by_side(q: Any, k: Any, v: Any) -> list[Any]:
     """Arrays like each: where they fit, parts of one, as the heads were before they were split."""
     if not q.shape[1::2] == k.shape[1::2] == v.shape[1::2]:
         return [numpy.empty(x.shape, x.dtype) for x in (q, k, v)]

@@ -6,7 +6,7 @@ import numpy
 
 from ..backend import narrow, widen
 from ..core.tensor import grad_enabled
-from ..host.attention import accepts_cached
+from ..host.attention import accepts_cached, side_by_side
 from ..ops import attention, cached_attention
 from ..special import append_rows
 from .dropout import is_state
@@ -111,18 +111,9 @@ def _gradients(
     inputs, out, lse = residuals
     q, k, v, *_ = inputs
     dout = dout if _lies(dout) else packed(dout)
-    call, made = _Call(inputs, causal, scale, window, dropout), _side_by_side(q, k, v)
+    call, made = _Call(inputs, causal, scale, window, dropout), side_by_side(q, k, v)
     _backward(3 * call.work, *_heads(q, k, v, out, dout, *made), pointer(lse), *call.fields)
     return *made, None, None, None, None, None
-
-
-def _side_by_side(q: Any, k: Any, v: Any) -> list[Any]:
-    """Arrays like each: where they fit, parts of one, as the heads were before they were split."""
-    if q.shape[1] != k.shape[1]:
-        return [numpy.empty(x.shape, x.dtype) for x in (q, k, v)]
-    heads, more = q.shape[2], k.shape[2]
-    whole = numpy.empty((*q.shape[:2], heads + 2 * more, q.shape[3]), q.dtype)
-    return [whole[:, :, :heads], whole[:, :, heads : heads + more], whole[:, :, heads + more :]]
 
 
 def _accepts_prompt(

@@ -7,7 +7,7 @@ import numpy
 
 from ..backend import dtype_name
 from ..ops import lora
-from ..ops.lora import fits
+from ..ops.lora import fits, inner_of, sides
 from .blocks import FORMATS, PLAIN
 from .library import Operation, Record, packed, pointer
 
@@ -33,13 +33,10 @@ def _accepts(base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: A
 
 
 def _fields(base: Any, x: Any, factors: Any, low: Any, out: Any, spans: Any, scales: Any) -> Any:
-    spare = PARTS - len(spans)
-    a, b = ([*factors[i::2], *(None,) * spare] for i in range(2))
-    ranks = [0 if f is None else len(f) for f in a]
-    starts, stops = ([*ends, *(0,) * spare] for ends in zip(*spans, strict=True))
+    a, b, ranks, starts, stops = sides(factors, spans, PARTS)
     sizes = (x.size // x.shape[-1], x.shape[-1], base.shape[-1])
     form = FORMATS[dtype_name(factors[0].dtype)]
-    numbers = (*sizes, form, *ranks, *starts, *stops, *scales, *(0.0,) * spare)
+    numbers = (*sizes, form, *ranks, *starts, *stops, *scales, *(0.0,) * (PARTS - len(spans)))
     return (*map(pointer, (base, x, *a, *b, low, out)), *numbers)
 
 
@@ -52,14 +49,10 @@ def _room(x: Any, factors: Any) -> Any:
 def _forward(
     base: Any, x: Any, *factors: Any, spans: Any, scales: Any, needs: Any = None
 ) -> Any:  # fmt: skip
-    low, out, inner, first = _room(x, factors), numpy.empty(base.shape, base.dtype), [], 0
+    low, out = _room(x, factors), numpy.empty(base.shape, base.dtype)
     work = sum(f.size for f in factors) * (x.size // x.shape[-1])
     _lora(work, *_fields(packed(base), packed(x), factors, low, out, spans, scales))
-    for a in factors[::2]:
-        shape = (*x.shape[:-1], len(a))
-        inner.append(low[first : first + math.prod(shape)].reshape(shape))
-        first += math.prod(shape)
-    return out, (x, *inner, *factors)
+    return out, (x, *inner_of(low, x, factors), *factors)
 
 
 def _plan(

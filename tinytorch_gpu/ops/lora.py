@@ -1,5 +1,6 @@
 """Low-rank adapters: a small trained product beside a large frozen one."""
 
+import math
 from typing import Any
 
 from ..backend import namespace, narrow, widen
@@ -33,6 +34,25 @@ def fits(base: Any, x: Any, factors: Any, spans: Any) -> bool:
         and b.shape == (stop - start, a.shape[0])
         for (start, stop), a, b in zip(spans, factors[::2], factors[1::2], strict=True)
     )
+
+
+def sides(factors: Any, spans: Any, parts: int) -> tuple[list[Any], ...]:
+    """Factors a and b, ranks, first and last columns of each part, filled up with nothing to ``parts``: what a
+    kernel takes that has so many."""
+    spare = parts - len(spans)
+    a, b = ([*factors[i::2], *(None,) * spare] for i in range(2))
+    starts, stops = ([*ends, *(0,) * spare] for ends in zip(*spans, strict=True))
+    return a, b, [0 if f is None else len(f) for f in a], starts, stops
+
+
+def inner_of(low: Any, x: Any, factors: Any) -> list[Any]:
+    """The views (..., r) of each part in ``low``, where x in the ranks of all parts is, one part behind the other."""
+    inner, first = [], 0
+    for a in factors[::2]:
+        shape = (*x.shape[:-1], len(a))
+        inner.append(low[first : first + math.prod(shape)].reshape(shape))
+        first += math.prod(shape)
+    return inner
 
 
 @lora.backward
