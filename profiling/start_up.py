@@ -59,13 +59,21 @@ def measure(path: str, threads: int, rounds: int = 3) -> list[dict[str, Any]]:
     return rows
 
 
-def import_seconds(rounds: int = 7) -> dict[str, float]:
-    """The least time of a process that imports NumPy, or this package too."""
-    made = {}
-    for name in ("numpy", "tinytorch_gpu"):
-        command = [sys.executable, "-c", f"import numpy, {name}"]
-        made[name] = min(_run(command, 1, "")[0] for _ in range(rounds))
-    return made
+# What a process imports behind NumPy: nothing, this package, whose names come when they are asked for, and its model.
+IMPORTS = {
+    "numpy": "",
+    "package": "import tinytorch_gpu",
+    "Transformer": "from tinytorch_gpu import Transformer",
+}
+
+
+def import_seconds(rounds: int = 15) -> dict[str, float]:
+    """The median time of a process that imports NumPy, and of those that import more, in turn."""
+    took: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(rounds):
+        for name, more in IMPORTS.items():
+            took[name].append(_run([sys.executable, "-c", f"import numpy; {more}"], 1, "")[0])
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
 def _run(command: list[str], threads: int, answer: str | None = None) -> tuple[float, float]:
