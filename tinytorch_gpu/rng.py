@@ -6,7 +6,7 @@ of the call and the index of the element, so dropout can be recomputed in a back
 run repeats the interrupted one, and a captured step draws anew because its offset lives in an array.
 """
 
-import secrets
+import os
 from typing import Any
 
 from .backend import namespace
@@ -65,7 +65,7 @@ class Generator:
     """A stream of draws: ``next()`` gives the [seed, offset] array of one operation's numbers."""
 
     def __init__(self, device: Device, seed: int | None = None):
-        self.seed = secrets.randbits(63) if seed is None else _checked(seed)
+        self.seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else _checked(seed)
         self.offset, self.device = 0, device
 
     def next(self) -> Any:
