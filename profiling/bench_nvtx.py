@@ -165,9 +165,8 @@ def without_a_tool(name: str, windows: int) -> dict[str, Any]:
     with ordinary():
         eager = timed_steps(model, windows)
     captured = timed_steps(model, windows)
-    outside = (
-        cost["span"] * 2 + cost["op"]
-    )  # decode, sample, op.argmax: all that a captured one has
+    # decode, sample, op.argmax: all that a captured one has
+    outside = cost["span"] * 2 + cost["op"]
     return {
         "model": name, "ranges": total, "forms": forms, "ns": cost,
         "mean_ns": round(spent / total, 1), "step_ms": round(eager * 1e3, 3),

@@ -106,9 +106,8 @@ class Lookup(Speculation):
         self.ngrams = sorted(set(ngrams), reverse=True)
         self._rows: list[list[int]] = []
         self._places: list[dict[tuple[int, ...], int]] = []
-        self._guesses: list[
-            list[int]
-        ] = []  # of each row, what no pass looks at; its first token last
+        # Of each row, what no pass looks at; its first token last.
+        self._guesses: list[list[int]] = []
 
     def begin(self, rows: list[list[int]], sampler: Sampler, room: int) -> None:
         self._rows, self._places = [[] for _ in rows], [{} for _ in rows]
