@@ -33,14 +33,9 @@ def beside(param: Any, grad: Any) -> Any:
     )  # fmt: skip
 
 
-def _chunks(arrays: tuple[Any, ...], size: int = CHUNK) -> Iterator[list[Any]]:
-    """The same parts of arrays that lie in memory the same way (None stays None), as 1-D views."""
-    views = flat_views(*arrays)
-    assert views is not None, "accepts() has seen to it"
-    if views[0].size <= size:
-        yield views
-        return
-    for start in range(0, views[0].size, size):
+def _chunks(views: list[Any], size: int = CHUNK) -> Iterator[list[Any]]:
+    """The same parts of 1-D arrays (None stays None)."""
+    for start in range(0, len(views[0]), size):
         yield [x if x is None else x[start : start + size] for x in views]
 
 
@@ -59,19 +54,15 @@ def _adamw(
     return param
 
 
-def adamw_accepts(arrays: tuple[Any, ...]) -> bool:
-    """Whether ``adamw_many`` steps a (param, grad, first, second, master)."""
-    param, _, *state = arrays
-    return _state_fits(param, state[-1], *state[:-1])
-
-
 def adamw_many(
     tensors: list[tuple[Any, ...]], rate: Any, step: Any, scale: Any,
     *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
-) -> None:  # fmt: skip
-    """``adamw`` of many (param, grad, first, second, master), their chunks shared among threads."""
-    if scale == 0:
-        return
+) -> bool:  # fmt: skip
+    """``adamw`` of many (param, grad, first, second, master), their chunks shared among threads; False, and nothing
+    is changed, if it takes one of them not."""
+    flat = [_flat(*five) for five in tensors]
+    if None in flat or scale == 0:
+        return None not in flat
     rate, scale = rate.item(), scale.item()
     first_share, second_share = reached(beta1, int(step)), reached(beta2, int(step))
     grown = math.sqrt(second_share)
@@ -79,7 +70,7 @@ def adamw_many(
         beta1, scale * (1 - beta1), beta2, scale * math.sqrt(1 - beta2),
         eps * grown, rate * grown / first_share, rate * weight_decay,
     )  # fmt: skip
-    pieces = _pieces(tensors)
+    pieces = _pieces(flat)
 
     def one(part: slice) -> None:
         real = pieces[0][0][2].dtype.type
@@ -91,6 +82,15 @@ def adamw_many(
                 _change_together(piece, factors, held)
 
     share(one, split(len(pieces), len(pieces) // 2))
+    return True
+
+
+def _flat(param: Any, grad: Any, first: Any, second: Any, master: Any) -> list[Any] | None:
+    """The same as 1-D views, the gradient's of a copy if it lies in memory in another way; None if the state does."""
+    if not plain(param if master is None else master, first, second):
+        return None
+    found = flat_views(param, grad, first, second, master)
+    return found or flat_views(param, beside(param, grad), first, second, master)
 
 
 class _Factors(NamedTuple):
@@ -105,20 +105,21 @@ class _Factors(NamedTuple):
     decay: float
 
 
-def _pieces(tensors: list[tuple[Any, ...]]) -> list[list[list[Any]]]:
-    """Chunks of tensors, each a piece of its own, and tensors of few values, together in a piece."""
+def _pieces(tensors: list[Any]) -> list[list[list[Any]]]:
+    """Chunks of flat tensors, each a piece of its own, and tensors of few values, together in a piece."""
     pieces: list[list[list[Any]]] = []
-    few: list[Any] = []
+    few: list[list[Any]] = []
     count = 0
-    for param, grad, *state in tensors:
-        chunks = _chunks((param, beside(param, grad), *state))
-        if param.size >= FEW or state[-1] is not None:
-            pieces.extend([chunk] for chunk in chunks)
+    for tensor in tensors:
+        size = len(tensor[0])
+        if size >= FEW or tensor[-1] is not None:
+            pieces.extend([chunk] for chunk in _chunks(tensor))
             continue
-        if few and count + param.size > CHUNK:
+        if count + size > CHUNK:
             pieces.append(few)
             few, count = [], 0
-        few, count = [*few, *chunks], count + param.size
+        few.append(tensor)
+        count += size
     return [*pieces, few] if few else pieces
 
 
@@ -178,9 +179,10 @@ def _sgd(
         return param
     real = rate.dtype.type
     rate, scale = real(rate.item()), real(scale.item())
-    arrays = (param, beside(param, grad), velocity, master)
+    views = flat_views(param, beside(param, grad), velocity, master)
+    assert views is not None, "accepts() has seen to it"
     held = [numpy.empty(min(CHUNK, param.size), real) for _ in range(2)]
-    for w, g, fresh, wide in _chunks(arrays):
+    for w, g, fresh, wide in _chunks(views):
         scaled, work = (x[: len(w)] for x in held)
         weights = w if wide is None else wide
         numpy.multiply(g, scale, out=scaled, dtype=real)
@@ -204,7 +206,7 @@ def _sgd(
 def _gradient_norm(*grads: Any) -> Any:
     """The root of the sum of squares, products of chunks with themselves; few numbers are added at a
     time, for the rounding errors."""
-    chunks = [chunk for grad in grads for (chunk,) in _chunks((_dense(grad),), SUMMED)]
+    chunks = [chunk for grad in grads for (chunk,) in _chunks(_dense(grad), SUMMED)]
     sums = numpy.empty(len(chunks), grads[0].dtype)
 
     def one(part: slice) -> None:
@@ -215,8 +217,8 @@ def _gradient_norm(*grads: Any) -> Any:
     return numpy.sqrt(sums.sum())
 
 
-def _dense(grad: Any) -> Any:
-    return grad if flat_views(grad) else numpy.ascontiguousarray(grad)
+def _dense(grad: Any) -> list[Any]:
+    return flat_views(grad) or [numpy.ravel(grad)]
 
 
 adamw.maker("cpu", _adamw, accepts=_adamw_accepts)
