@@ -67,6 +67,7 @@ class Ours:
         self.version = f"tinytorch_gpu {tinytorch_gpu.__version__}, NumPy {numpy.__version__}{used}"
         config = preset(recipe.preset, dropout=0.0)
         self.model = tinytorch_gpu.Transformer.from_config(config, device="cpu", seed=0)
+        self.parameters = self.model.parameters()
         self.loss, self.vocab = CrossEntropyLoss(), config.vocab_size
         groups = decay_groups(self.model, DECAY)
         self.optimizer = AdamW(groups, lr=LR, betas=BETAS)
@@ -76,7 +77,7 @@ class Ours:
 
         loss = self.loss(self.model(inputs), targets)
         loss.backward()
-        self.optimizer.step(clip_grad_norm(self.model.parameters(), CLIP)[1])
+        self.optimizer.step(clip_grad_norm(self.parameters, CLIP)[1])
         self.optimizer.zero_grad()
         return loss.item()
 
@@ -95,6 +96,7 @@ class PyTorch:
         self.torch, config = torch, preset(recipe.preset, dropout=0.0)
         self.version = f"PyTorch {torch.__version__}" + (", fused AdamW" if fused else "")
         self.vocab, self.model = config.vocab_size, gpt(torch, config)
+        self.parameters = list(self.model.parameters())
         groups = parameter_groups(self.model, DECAY)
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=fused or None)
 
@@ -104,7 +106,7 @@ class PyTorch:
         flat = torch.from_numpy(targets).reshape(-1)
         loss = torch.nn.functional.cross_entropy(logits.reshape(-1, self.vocab), flat)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
