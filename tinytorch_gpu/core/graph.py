@@ -88,7 +88,7 @@ def _history(tensor: Any) -> list[Node]:
 def propagate(tensor: Any, start: Any, retain_graph: bool) -> None:
     """Add to every leaf behind ``tensor`` its gradient, for ``start``, that of ``tensor``."""
     pending: dict[Node, dict[int, Any]] = {}
-    _deliver(tensor, start, pending, shared=True)
+    _deliver(tensor, start, pending, alone=False)
     nodes = _history(tensor)
     ranges = _Ranges() if nvtx.on else None
     # A range shows all of an operation: then nothing is put off.
@@ -128,12 +128,12 @@ def _step(node: Node, pending: dict[Node, dict[int, Any]], retain_graph: bool) -
     if not retain_graph:
         # Freed now, though the last result may live on.
         node.residuals, node.parents = None, ()
-    given = [id(_memory(x)) for x in (*gradients, *douts) if x is not None]
+    owners = [id(_memory(x)) for x in (*gradients, *douts) if x is not None]
     douts.clear()
     for i, parent in enumerate(parents):
         gradient, gradients[i] = gradients[i], None
         if parent is not None and gradient is not None and parent.requires_grad:
-            _deliver(parent, gradient, pending, shared=given.count(id(gradient)) > 1)
+            _deliver(parent, gradient, pending, alone=owners.count(id(gradient)) == 1)
 
 
 def _await(*gradients: Any) -> None:
@@ -153,6 +153,8 @@ def _memory(array: Any) -> Any:
 
 def _complete(node: Node, found: dict[int, Any]) -> list[Any]:
     """The gradients of all outputs of a node: an output that was not used counts 0."""
+    if len(found) == len(node.outputs):
+        return [found[i] for i in range(len(found))]
     xp = namespace(next(iter(found.values())))
     return [
         found[i] if i in found else xp.zeros(shape, dtype=dtype)
@@ -160,27 +162,38 @@ def _complete(node: Node, found: dict[int, Any]) -> list[Any]:
     ]
 
 
-def _deliver(tensor: Any, gradient: Any, pending: Any, shared: bool) -> None:
+def _deliver(tensor: Any, gradient: Any, pending: dict[Node, dict[int, Any]], alone: bool) -> None:
     """Add a gradient to a leaf's, or to what waits for the node of another Tensor.
 
-    A leaf's gradient is its own, and more is added in place: an array that is part of another, or
-    that others were given too (``shared``), is copied.
+    Where two meet, one is added in place to the other that is nobody else's. A leaf's gradient is always its own:
+    an array that is part of another, or that others were given too (not ``alone``), is copied.
     """
     # NumPy's scalars are no arrays: they cannot be added to in place.
-    copied = shared or not gradient.shape or _memory(gradient) is not gradient
-    if _late.waits and (copied or tensor.node is not None or tensor.grad is not None):
-        _await(gradient, None if tensor.grad is None else tensor.grad.data)
+    own = bool(alone and gradient.shape and _memory(gradient) is gradient)
     if tensor.node is not None:
+        if _late.waits:
+            _await(gradient)
         of_node = pending.setdefault(tensor.node, {})
         before = of_node.get(tensor.output)
-        of_node[tensor.output] = gradient if before is None else before + gradient
-    elif tensor.grad is not None:
+        of_node[tensor.output] = gradient if before is None else _sum(gradient, before, own)
+        return
+    if _late.waits and not (own and tensor.grad is None):
+        _await(gradient, None if tensor.grad is None else tensor.grad.data)
+    if tensor.grad is not None:
         tensor.grad.data[...] += gradient
-    else:
-        if copied:
-            xp = namespace(gradient)
-            gradient = xp.astype(xp.asarray(gradient), gradient.dtype, copy=True)
-        tensor.hold(gradient)
+        return
+    if not own:
+        xp = namespace(gradient)
+        gradient = xp.astype(xp.asarray(gradient), gradient.dtype, copy=True)
+    tensor.hold(gradient)
+
+
+def _sum(gradient: Any, before: Any, own: bool) -> Any:
+    """Both gradients of one array together, in the memory of the first if that is ``own``."""
+    if not own or before.dtype != gradient.dtype:
+        return before + gradient
+    gradient += before
+    return gradient
 
 
 class _Ranges:

@@ -120,15 +120,18 @@ class Op:
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):
             args = self._positional(args, options)
-        arrays, wanted = [], False
+        arrays, wanted, spared = [], False, False
         for a in args:
             if isinstance(a, Tensor):
-                wanted = wanted or a.requires_grad
+                wanted, spared = wanted or a.requires_grad, spared or not a.requires_grad
                 a = a.data
+            else:
+                spared = spared or a is not None
             arrays.append(a)
         recorded = wanted and grad_enabled()
-        if recorded and self._selective:
-            options = self._told_needs(args, options)
+        if recorded and spared and self._selective:
+            needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
+            options = {**options, "needs": needs}
         where = self._place(arrays)
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
@@ -161,13 +164,6 @@ class Op:
             raise TypeError(f"{self.name}() got an unexpected or repeated argument {unknown[0]!r}")
         last = max(self._arrays.index(name) for name in named) + 1
         return (*args, *(named.get(name) for name in self._arrays[len(args) : last]))
-
-    def _told_needs(self, args: Any, options: dict[str, Any]) -> dict[str, Any]:
-        """``options`` with ``needs``, unless every array wants a gradient."""
-        needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if all(need or a is None for need, a in zip(needs, args, strict=True)):
-            return options
-        return {**options, "needs": needs}
 
     def _place(self, arrays: list[Any]) -> str:
         """The device kind of the arrays; two kinds in one call are an error."""
@@ -209,7 +205,8 @@ class Op:
         parents = [a if isinstance(a, Tensor) and a.requires_grad else None for a in args]
         node = Node(self.name, backward, parents, residuals, options, name)
         for i, tensor in enumerate(tensors):
-            node.outputs.append((tensor.data.shape, tensor.data.dtype))
+            data = tensor.data
+            node.outputs.append((data.shape, data.dtype))
             tensor.node, tensor.output, tensor.requires_grad = node, i, True
 
     def __repr__(self) -> str:

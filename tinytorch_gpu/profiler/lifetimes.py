@@ -1,8 +1,8 @@
 """Which arrays of a training step are alive when: its forward and backward, replayed without numbers.
 
 The rules are those of ``core/graph.py``: a recorded call keeps what it saves and the inputs that a gradient
-goes to; going back frees them call by call; gradients that meet are added into a new array; a parameter's
-gradient stays.
+goes to; going back frees them call by call; gradients that meet are added in place where one is nobody
+else's; a parameter's gradient stays.
 """
 
 from collections import deque
@@ -207,7 +207,8 @@ class Backward:
             ledger.drop(dout)
         for target, gradient in zip(call.differentiable, gradients, strict=True):
             if target is not None and gradient is not None:
-                self._deliver(target, gradient, waiting, stop, alias=gradient in douts)
+                shared = gradient in douts or gradients.count(gradient) > 1
+                self._deliver(target, gradient, waiting, stop, shared)
         for array in held(call):
             if array not in call.keeps and array not in saved_outputs(call):
                 ledger.drop(array)
@@ -240,7 +241,7 @@ class Backward:
 
     def _deliver(
         self, array: Array, gradient: Array, waiting: dict[Array, Array],
-        stop: Array | None, alias: bool,
+        stop: Array | None, shared: bool,
     ) -> None:  # fmt: skip
         ledger = self.ledger
         if array.kind == "weight":
@@ -249,7 +250,7 @@ class Backward:
             else:
                 self.parameters[array] = gradient
         elif array not in waiting:
-            if array is stop and alias:  # a leaf has a copy of its own
+            if array is stop and shared:  # a leaf has a copy of its own
                 own = Array(array.shape, array.width)
                 ledger.make(own)
                 ledger.drop(gradient)
@@ -257,6 +258,9 @@ class Backward:
             waiting[array] = gradient
         elif array is stop:
             ledger.drop(gradient)
+        elif not shared:  # added in place
+            ledger.drop(waiting[array])
+            waiting[array] = gradient
         else:
             both = Array(array.shape, array.width)
             ledger.make(both)
