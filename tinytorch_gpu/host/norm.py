@@ -23,22 +23,17 @@ def _row_norms(rows: Any) -> Any:
     return numpy.vecdot(rows, rows)[:, None]
 
 
-def _average(rows: Any) -> Any:
-    """What makes rows (N, C) their means (N, 1) in a product, the quickest way to sum short rows."""
-    width = rows.shape[1]
-    return numpy.full((width, 1), 1 / max(width, 1), rows.dtype)
-
-
 def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
     rows = rows_of(x)
+    count, width = rows.shape
     # Sums by dot products of rows: a product would wake threads of the BLAS, which go on turning for a while.
-    out, ones = numpy.empty(rows.shape, x.dtype), numpy.ones(rows.shape[1], x.dtype)
-    mean, rstd = (numpy.empty((len(rows), 1), x.dtype) for _ in range(2))
+    out, ones = numpy.empty(rows.shape, x.dtype), numpy.ones(width, x.dtype)
+    mean, rstd = numpy.empty((2, count, 1), x.dtype)
 
     def one(part: slice) -> None:
-        numpy.divide(numpy.vecdot(rows[part], ones)[:, None], rows.shape[1], out=mean[part])
+        numpy.divide(numpy.vecdot(rows[part], ones)[:, None], width, out=mean[part])
         centred = numpy.subtract(rows[part], mean[part], out=out[part])
-        rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / rows.shape[1] + eps)
+        rstd[part] = 1 / numpy.sqrt(_row_norms(centred) / width + eps)
         centred *= rstd[part]
         centred *= weight
         centred += bias
@@ -86,44 +81,52 @@ def _add_rms(x: Any, residual: Any, weight: Any, *, eps: float = 1e-6) -> Any:
 def layer_backward(residuals: Any, dout: Any, *, eps: float = 1e-5) -> Any:
     x, weight, mean, rstd = residuals
     rows, dy, mean, rstd = rows_of(x), rows_of(dout), mean.reshape(-1, 1), rstd.reshape(-1, 1)
-    dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
-    parts = _parts(rows)
-    sums = numpy.zeros((len(parts), 2, rows.shape[1]), x.dtype)  # gradients of weight and bias
+    dx, to_mean = numpy.empty(rows.shape, x.dtype), _to_mean(weight)
+    parts, sums = _parts(rows), {}
 
     def one(part: slice) -> None:
-        found = sums[parts.index(part)]
-        normed = numpy.subtract(rows[part], mean[part])
-        normed *= rstd[part]
-        product = dy[part] * normed
-        found[0], found[1] = column_sums(product), column_sums(dy[part])
-        change = numpy.multiply(dy[part], weight, out=dx[part])
-        change -= dy[part] @ weighted
-        normed *= product @ weighted
-        change -= normed
-        change *= rstd[part]
+        scale, given = rstd[part], dy[part]
+        centred = numpy.subtract(rows[part], mean[part])
+        product = given * centred
+        sums[part.start] = scale[:, 0] @ product, column_sums(given)
+        change = numpy.multiply(given, weight, out=dx[part])
+        change -= given @ to_mean
+        centred *= (product @ to_mean) * (scale * scale)
+        change -= centred
+        change *= scale
 
     share(one, parts)
-    return dx.reshape(x.shape), *sums.sum(axis=0)
+    return dx.reshape(x.shape), *_total([sums[part.start] for part in parts])
 
 
 def rms_backward(residuals: Any, dout: Any, *, eps: float = 1e-6) -> Any:
     x, weight, rstd = residuals
     rows, dy, rstd = rows_of(x), rows_of(dout), rstd.reshape(-1, 1)
-    dx, weighted = numpy.empty(rows.shape, x.dtype), weight[:, None] * _average(rows)
-    parts = _parts(rows)
-    sums = numpy.zeros((len(parts), rows.shape[1]), x.dtype)  # gradients of the weight
+    dx, to_mean = numpy.empty(rows.shape, x.dtype), _to_mean(weight)
+    parts, sums = _parts(rows), {}
 
     def one(part: slice) -> None:
-        normed = numpy.multiply(rows[part], rstd[part])
-        product = dy[part] * normed
-        sums[parts.index(part)] = column_sums(product)
-        change = numpy.multiply(dy[part], weight, out=dx[part])
-        normed *= product @ weighted
+        scale, given = rstd[part], dy[part]
+        normed = rows[part] * scale
+        product = given * normed
+        sums[part.start] = (column_sums(product),)
+        change = numpy.multiply(given, weight, out=dx[part])
+        normed *= product @ to_mean
         change -= normed
-        change *= rstd[part]
+        change *= scale
 
     share(one, parts)
-    return dx.reshape(x.shape), sums.sum(axis=0)
+    return dx.reshape(x.shape), *_total([sums[part.start] for part in parts])
+
+
+def _to_mean(weight: Any) -> Any:
+    """What makes rows (N, C) the means (N, 1) of their products with a weight (C,)."""
+    return (weight / max(len(weight), 1))[:, None]
+
+
+def _total(sums: list[Any]) -> Any:
+    """The gradients that parts have found, added."""
+    return sums[0] if len(sums) == 1 else [sum(found) for found in zip(*sums, strict=True)]
 
 
 def add_layer_backward(residuals: Any, dtotal: Any, dout: Any, *, eps: float = 1e-5) -> Any:
