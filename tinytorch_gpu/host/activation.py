@@ -46,16 +46,15 @@ def _relu_both(x: Any, out: Any, slope: Any, *buffers: Any) -> None:
 
 
 def _silu_both(x: Any, out: Any, slope: Any, gate: Any, rest: Any, work: Any) -> None:
-    """x gate, and gate (1 + x rest), where rest is 1 - gate."""
+    """x gate, and gate + x gate rest."""
     numpy.negative(x, out=rest)
     _gated(x, out, gate, rest)
-    numpy.multiply(x, rest, out=work)
-    work += 1
-    numpy.multiply(work, gate, out=slope)
+    rest *= out
+    numpy.add(rest, gate, out=slope)
 
 
 def _gelu_tanh_both(x: Any, out: Any, slope: Any, gate: Any, rest: Any, work: Any) -> None:
-    """x gate, and gate (1 + x rest 2u'), where gate is 1 / (1 + e ** -2u) and rest 1 - gate."""
+    """x gate, and gate + x gate rest 2u', where gate is 1 / (1 + e ** -2u)."""
     numpy.multiply(x, x, out=work)
     numpy.multiply(work, -2 * _SCALE * _CUBIC, out=rest)
     rest -= 2 * _SCALE
@@ -63,10 +62,9 @@ def _gelu_tanh_both(x: Any, out: Any, slope: Any, gate: Any, rest: Any, work: An
     _gated(x, out, gate, rest)
     work *= 6 * _SCALE * _CUBIC
     work += 2 * _SCALE
-    work *= x
-    work *= rest
-    work += 1
-    numpy.multiply(work, gate, out=slope)
+    work *= rest  # 0 for a large x, whose other factors may be infinite together
+    work *= out
+    numpy.add(work, gate, out=slope)
 
 
 def _gated(x: Any, out: Any, gate: Any, rest: Any) -> None:
