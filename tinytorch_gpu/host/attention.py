@@ -44,8 +44,9 @@ def _forward(
     kept = _room_for_weights(inputs, window) if short and grad_enabled() else None
     lse = None if short else numpy.empty((batch, heads, rows, 1), q.dtype)
 
+    scores = Scores(inputs, causal, scale, window, kept)
+
     def one(part: slice) -> None:
-        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
             mixed = scores.by_head(out, block)
             sums = None if lse is None else scores.by_head(lse.transpose(0, 2, 1, 3), block)
@@ -153,8 +154,9 @@ def _backward(
         for gradient in gradients[1:]:  # else one block of queries sees all keys
             gradient[...] = 0
 
+    scores = Scores(inputs, causal, scale, window, kept)
+
     def one(part: slice) -> None:
-        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
             if block.keys.start < block.keys.stop:
                 _go_back(scores, block, v, lse, dout, *gradients)

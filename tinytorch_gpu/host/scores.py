@@ -5,8 +5,10 @@ its own problem, so a batch of different lengths does no work for the padding; k
 a block may see are never looked at.
 """
 
+import collections
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,7 +34,7 @@ class Block(NamedTuple):
 
 
 class Scores:
-    """The scores of one call, block by block.
+    """The scores of one call, block by block, for threads to share.
 
     The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S), for each
     of the R rows of a block. Scores are made in ``kept`` (B, K, G T, S) if that is given, which needs all queries in
@@ -43,19 +45,22 @@ class Scores:
         self, inputs: Any, causal: bool, scale: float | None, window: int | None, kept: Any = None
     ):
         self.q, self.k, _, _, _, lengths, starts, _ = inputs
-        batch, rows, heads, width = self.q.shape
-        keys, self.kv_heads = self.k.shape[1:3]
+        batch, _, heads, width = self.q.shape
+        self.kv_heads = self.k.shape[2]
         self.groups = heads // self.kv_heads
         self.causal, self.window = causal, window
         self.scale = self.q.dtype.type(width**-0.5 if scale is None else scale)
         # Scaled queries are fewer than scores, and by a power of two exact; any other scale would
         # round each of them, and large scores would not be the reference's.
         self.exact = abs(math.frexp(self.scale)[0]) == 0.5
-        self.lengths = [keys] * batch if lengths is None else _per_row(lengths, batch)
-        self.starts = (
-            [n - rows for n in self.lengths] if starts is None else _per_row(starts, batch)
-        )
-        self.kept, self._scratch = kept, {}  # type: Any, dict[str, Any]
+        self.lengths = None if lengths is None else _per_row(lengths, batch)
+        self.starts = None if starts is None else _per_row(starts, batch)
+        self.kept = kept
+        self._scratch: dict[int, dict[str, Any]] = collections.defaultdict(dict)  # of each thread
+        self._masks: tuple[Any, list[_Hidden]] = (
+            None,
+            [],
+        )  # of one block: mostly the next one's too
 
     def blocks(self, part: slice) -> Iterator[Block]:
         """All queries of rows of the batch, a block at a time; of a block that sees nothing the keys
@@ -73,8 +78,14 @@ class Scores:
 
     def _runs(self, part: slice) -> Iterator[tuple[tuple[int, int], slice]]:
         """Rows of the batch that follow each other with one (length, start)."""
+        rows, keys = self.q.shape[1], self.k.shape[1]
+        if self.lengths is None and self.starts is None:
+            yield (keys, keys - rows), part
+            return
+        lengths = [keys] * len(self.q) if self.lengths is None else self.lengths
+        starts = [n - rows for n in lengths] if self.starts is None else self.starts
         first = part.start
-        for key, run in itertools.groupby(zip(self.lengths[part], self.starts[part], strict=True)):
+        for key, run in itertools.groupby(zip(lengths[part], starts[part], strict=True)):
             stop = first + len(list(run))
             yield key, slice(first, stop)
             first = stop
@@ -88,11 +99,11 @@ class Scores:
                 yield slice(first, min(first + each, rows.stop)), heads
 
     def buffer(self, name: str, *shape: int) -> Any:
-        """An array to write to, of the same memory each time."""
-        size = math.prod(shape)
-        held = self._scratch.get(name)
+        """An array for this thread to write to, of the same memory each time."""
+        size, own = math.prod(shape), self._scratch[threading.get_ident()]
+        held = own.get(name)
         if held is None or held.size < size:
-            held = self._scratch[name] = numpy.empty(size, self.q.dtype)
+            held = own[name] = numpy.empty(size, self.q.dtype)
         return held[:size].reshape(shape)
 
     def by_head(self, x: Any, block: Block) -> Any:
@@ -136,11 +147,11 @@ class Scores:
         hidden = self._hidden(block)
         if _mild(scores):
             numpy.exp(scores, out=scores)
-            for keys, where in hidden:
-                scores[..., keys] *= (~where).astype(scores.dtype)
+            for hide in hidden:
+                scores[..., hide.keys] *= hide.seen
             return scores, None
-        for keys, where in hidden:
-            numpy.copyto(scores[..., keys], -numpy.inf, where=where)
+        for hide in hidden:
+            numpy.copyto(scores[..., hide.keys], -numpy.inf, where=hide.where)
         if shift is None:
             shift = numpy.maximum.reduce(scores, axis=-1, keepdims=True)
             shift[~numpy.isfinite(shift)] = 0
@@ -161,24 +172,36 @@ class Scores:
             scores *= self.scale
         return scores
 
-    def _hidden(self, block: Block) -> list[tuple[slice, Any]]:
-        """Later keys and those a window away, looked for only where there can be any: slices of the block's keys,
-        and where in them (T, S)."""
-        low, high, position = block.keys.start, block.keys.stop, block.position
+    def _hidden(self, block: Block) -> list["_Hidden"]:
+        """Later keys and those a window away, looked for only where there can be any."""
         rows = block.queries.stop - block.queries.start
-        found: list[tuple[slice, Any]] = []
+        key = (block.position, rows, block.keys.start, block.keys.stop)
+        known, found = self._masks
+        if known != key:
+            found = list(self._hide(*key))
+            self._masks = key, found
+        return found
+
+    def _hide(self, position: int, rows: int, low: int, high: int) -> Iterator["_Hidden"]:
         causal = self.causal and position + 1 < high
-        if not causal and self.window is None:
-            return found
         query = numpy.arange(position, position + rows)[:, None]
         if causal:
             first = max(low, position)  # this key is seen: all of a square block lie side by side
-            found.append((slice(first - low, None), numpy.arange(first, high) > query))
+            where = numpy.arange(first, high) > query
+            yield _Hidden(slice(first - low, None), where, (~where).astype(self.q.dtype))
         if self.window is not None:
             stop = max(low, min(high, position + rows - self.window))
-            far = query - numpy.arange(low, stop) >= self.window
-            found.append((slice(0, stop - low), far))
-        return found
+            where = query - numpy.arange(low, stop) >= self.window
+            yield _Hidden(slice(0, stop - low), where, (~where).astype(self.q.dtype))
+
+
+class _Hidden(NamedTuple):
+    """Keys of a block, by their place in it, that some of its queries may not see: ``where`` (T, S), and 1 where they
+    may, ``seen``."""
+
+    keys: slice
+    where: Any
+    seen: Any
 
 
 def _mild(scores: Any) -> bool:
