@@ -38,13 +38,22 @@ def backward(
     order: Any = device("cpu").weight_order(rows, values.shape[1], weight_dtype)
     gradient = numpy.zeros((rows, values.shape[1]), weight_dtype, order=order)
     if ids.size:
-        by_id = numpy.argsort(ids, kind="stable")
-        found, starts = numpy.unique(ids[by_id], return_index=True)
-        sums = numpy.add.reduceat(values[by_id], starts, axis=0)
-        gradient[found] = sums if scale == 1.0 else sums * values.dtype.type(scale)
+        if not (ids[1:] > ids[:-1]).all():  # else they are rows by themselves, as positions are
+            ids, values = _sums_by_id(ids, values)
+        gradient[ids] = values if scale == 1.0 else values * values.dtype.type(scale)
     if padding is not None:
         gradient[padding] = 0
     return None, gradient
+
+
+def _sums_by_id(ids: Any, values: Any) -> tuple[Any, Any]:
+    """Each of the ids (N,) once, in order, and the sum of its values (N, C)."""
+    order = numpy.argsort(ids, kind="stable")
+    ids = ids[order]
+    first = numpy.ones(len(ids), bool)
+    numpy.not_equal(ids[1:], ids[:-1], out=first[1:])
+    starts = numpy.flatnonzero(first)
+    return ids[starts], numpy.add.reduceat(values[order], starts, axis=0)
 
 
 def _plan(out: Any, ids: Any, *rest: Any, **options: Any) -> Any:
