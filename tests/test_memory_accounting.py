@@ -80,7 +80,8 @@ def test_gradients_that_are_put_off(
     threads.set_threads(1)
     alone = training_memory(Setting(config, "float64"), batch, tokens, **how)
     more = said.backward_peak - alone.backward_peak
-    assert -0.02 * alone.backward_peak < more <= limit, "buffers of more threads are smaller"
+    # Buffers of more threads are smaller; what is put off last may be more than there is room for.
+    assert -0.02 * alone.backward_peak < more <= 1.2 * limit
     if limit == 1 << 25 and name != "llama, tied":  # most of whose memory is that of the loss
         assert said.backward_peak > 1.03 * alone.backward_peak
 

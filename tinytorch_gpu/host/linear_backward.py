@@ -13,7 +13,7 @@ from ..quantized import QuantizedMatrix
 from . import threads
 from .activation import ACTIVATIONS
 from .buffers import column_sums, rows_of
-from .threads import row_parts, share
+from .threads import ROWS, share, split, unequal
 
 # The gradient of a weight is made in parts: so many at most, of so many rows and multiplications at least.
 GRADIENT_PARTS, GRADIENT_ROWS, GRADIENT_WORK = 16, 64, 1 << 24
@@ -40,9 +40,13 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs:
         if not blocked:
             numpy.matmul(dy[part], weight, out=dx[part])
 
-    share(one, row_parts(len(dy)))
     sums = _Sums(weight, dy, None if blocked or x is None else rows_of(x), bias_dtype)
-    sums.make()
+    if activation is None:  # else their dy is not there yet
+        sums.make()
+    cut = split if sums.weight is None else unequal
+    share(one, cut(len(dy), len(dy) // ROWS))
+    if activation is not None:
+        sums.make()
     if blocked:
         dx = _back_through_blocks(dy, weight)
     dx = dx.reshape(*dout.shape[:-1], weight.shape[1])

@@ -12,6 +12,7 @@ has nothing else to do takes it up. Which thread does what never changes a resul
 import contextvars
 import ctypes
 import functools
+import itertools
 import os
 import threading
 from collections import deque
@@ -24,6 +25,8 @@ import numpy.linalg
 ROWS = 96
 # Parts for each thread, so that one that comes late does fewer.
 PARTS = 2
+# A part of the thread that calls and of another, where there is work put off beside them.
+LONGER = 5, 3
 # Bytes that work which was put off may keep alive.
 PUT_OFF = 1 << 25
 
@@ -183,9 +186,15 @@ def split(rows: int, most: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def row_parts(rows: int) -> list[slice]:
-    """The same over rows of a product."""
-    return split(rows, rows // ROWS)
+def unequal(rows: int, most: int) -> list[slice]:
+    """One slice for each thread, a longer one for the thread that calls: the others begin later, and have work that was
+    put off to go on with. ``split``, where ``most`` is too few."""
+    each = threads()
+    if not 1 < each <= most:
+        return split(rows, most)
+    own, other = LONGER
+    bounds = [0, *(rows * (own + other * i) // (own + other * (each - 1)) for i in range(each))]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice]) -> None:

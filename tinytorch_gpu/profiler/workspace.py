@@ -17,7 +17,7 @@ from ..host.attention import batch_parts
 from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
 from ..host.scores import QUERIES, SCORES
-from ..host.threads import row_parts, threads
+from ..host.threads import ROWS, split, threads, unequal
 from ..native.sizes import MANY_ROWS, MOST_TOKENS, parts_size, rounded_bytes
 from ..quantized.cache import groups_of
 from .calls import Array, Call
@@ -40,7 +40,11 @@ def forward_workspace(call: Call, where: str = "cpu", recorded: bool = True) -> 
         return read if recorded or call.op != "linear" else _native_linear(call)
     need = _FORWARD.get(call.op)
     sloped = recorded and call.op == "linear" and call.options["activation"] in SLOPED
-    return read + (0 if need is None else need(call)) + (_buffers(call, BUFFERS) if sloped else 0)
+    return (
+        read
+        + (0 if need is None else need(call))
+        + (_buffers(call, BUFFERS, split) if sloped else 0)
+    )
 
 
 def backward_workspace(call: Call, where: str = "cpu") -> int:
@@ -124,7 +128,7 @@ def _linear_back(call: Call) -> int:
     own = inner * (GELU_BACK if activation == "gelu" else 1)
     if weight.width < 4:
         return own + 8 * weight.size
-    return own + (_buffers(call, 2 + BUFFERS, 2) if activation in GATED else 0)
+    return own + (_buffers(call, 2 + BUFFERS, unequal, 2) if activation in GATED else 0)
 
 
 def _native_linear_back(call: Call) -> int:
@@ -136,13 +140,15 @@ def _native_linear_back(call: Call) -> int:
     return wide + (call.keeps[0].nbytes if call.options.get("activation") in GATED else 0)
 
 
-def _buffers(call: Call, count: int, share: int = 1) -> int:
-    """``count`` buffers of a block of rows, each a ``share`` of what an activation is applied to, in each thread."""
+def _buffers(call: Call, count: int, cut: Callable[[int, int], list[slice]], share: int = 1) -> int:
+    """``count`` buffers of a block of rows, each a ``share`` of what an activation is applied to, in each thread, which
+    ``cut`` gives its part."""
     x, weight = _first(call), call.arrays[1]
     assert weight is not None
-    parts, width = row_parts(x.size // x.shape[-1]), weight.shape[0] // share
-    rows = min(parts[0].stop, max(1, BLOCK // width))
-    return round(count * rows * width * x.width) * min(threads(), len(parts))
+    rows, width = x.size // x.shape[-1], weight.shape[0] // share
+    most, parts = max(1, BLOCK // width), cut(rows, rows // ROWS)[: threads()]
+    at_once = sum(min(part.stop - part.start, most) for part in parts)
+    return round(count * at_once * width * x.width)
 
 
 def _block(call: Call, queries: int, keys: int) -> tuple[int, int, int]:
