@@ -52,6 +52,19 @@ def test_gradients_are_those_of_a_backward_that_waits(
         assert all(np.array_equal(waited[n], late[n]) for n in waited)
 
 
+@pytest.mark.parametrize("cut", [threads.split, threads.unequal])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_parts_hold_every_row_once(cut: threads.Cut, count: int) -> None:
+    threads.set_threads(count)
+    for rows, most in ((0, 0), (1, 1), (7, 2), (96, 1), (768, 8), (1000, 10)):
+        parts = cut(rows, most)
+        assert [i for part in parts for i in range(rows)[part]] == list(range(rows))
+        assert len(parts) <= max(1, most)
+    if cut is threads.unequal and threads.threads() == count > 1:
+        own, *others = (part.stop - part.start for part in parts)
+        assert len(others) == count - 1 and all(own > 1.5 * other for other in others)
+
+
 def test_weight_gradients_are_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     said, put_off = [], threads.put_off
 

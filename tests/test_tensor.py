@@ -98,6 +98,26 @@ def test_a_second_backward_raises_unless_retained() -> None:
         y.backward()
 
 
+@pytest.mark.parametrize("shared_first", [False, True])
+def test_gradients_that_meet_change_nobody_elses(shared_first: bool) -> None:
+    """y has a gradient of its own, and one that z and w have too: they are added, and z's and w's stay."""
+    x, w = leaf(1.0, 2.0), leaf(0.5, 0.25)
+    for times in (1, 2):
+        y, z = x * 2, x * 3
+        if shared_first:  # what is made last is gone back through first
+            alone = (y * y).exp()
+            shared = y + z + w
+        else:
+            shared = y + z + w
+            alone = (y * y).exp()
+        start = np.array([1.0, 10.0])
+        (shared + alone).backward(start)
+        value = x.data * 2
+        assert np.allclose(x.grad.data, times * start * (2 + 3 + 4 * value * np.exp(value**2)))
+        assert np.array_equal(w.grad.data, times * start)
+        assert np.array_equal(start, [1.0, 10.0])
+
+
 def test_backward_needs_a_scalar_or_a_gradient_that_fits() -> None:
     y = leaf(1.0, 2.0) * 2
     with pytest.raises(RuntimeError, match=r"\(2,\)"):

@@ -370,11 +370,17 @@ def test_tensors_of_few_values_change_together_as_each_would_alone(
 
     alone = drawn()
     together = [tuple(x if x is None else x.copy(order="K") for x in five) for five in alone]
-    assert max(map(len, host_optimizer._pieces(together))) > 1
+    assert max(map(len, host_optimizer._pieces(host_optimizer.flat_tensors(together) or []))) > 1
     numbers = np.array(1e-2, np.float32), np.array(3), np.array(0.5, np.float32)
+
+    def step(tensors: Any) -> None:
+        flat = host_optimizer.flat_tensors(tensors)
+        assert flat is not None
+        host_optimizer.adamw_many(flat, *numbers, weight_decay=0.1)
+
     for five in alone:
-        host_optimizer.adamw_many([five], *numbers, weight_decay=0.1)
-    host_optimizer.adamw_many(together, *numbers, weight_decay=0.1)
+        step([five])
+    step(together)
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one[:4], other[:4], strict=True):
             np.testing.assert_array_equal(a, b)

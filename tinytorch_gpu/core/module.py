@@ -39,12 +39,10 @@ class Module:
                         yield f"{name}.{i}", item
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all below it, each before its parts."""
-        waiting = [self]
-        while waiting:
-            module = waiting.pop()
-            yield module
-            waiting += [child for _, child in module.children()][::-1]
+        """This module and all below it."""
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Name and Parameter as stored and trained: matrices that run together are one."""
@@ -62,9 +60,8 @@ class Module:
             yield from child._all_parameters(f"{prefix}{name}.")
 
     def parameters(self) -> list[Parameter]:
-        """Every Parameter once, in the order of ``named_parameters``."""
-        values = (value for module in self.modules() for value in vars(module).values())
-        return list({id(value): value for value in values if isinstance(value, Parameter)}.values())
+        """Every Parameter once."""
+        return [parameter for _, parameter in self.named_parameters()]
 
     def count_parameters(self) -> int:
         """Number of trained values, shared ones once."""

@@ -14,7 +14,7 @@ from ..quantized import QuantizedMatrix
 from .activation import ACTIVATIONS, PLANNED, SLOPED
 from .buffers import plain, rows_of
 from .linear_backward import backward
-from .threads import ROWS, share, split
+from .threads import row_parts, share
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
 FEW_ROWS = 8
@@ -41,7 +41,7 @@ def _forward(
     rows = rows_of(x)
     added = None if residual is None else rows_of(residual)
     dense = not isinstance(weight, QuantizedMatrix) and weight.dtype == x.dtype
-    parts = split(len(rows), len(rows) // ROWS) if dense else []
+    parts = row_parts(len(rows)) if dense else []
     sloped = grad_enabled() and activation in SLOPED
     if len(parts) > 1:
         inner, out = _shared(rows, weight, bias, added, activation, sloped, parts)

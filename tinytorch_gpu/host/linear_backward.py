@@ -13,7 +13,7 @@ from ..quantized import QuantizedMatrix
 from . import threads
 from .activation import ACTIVATIONS
 from .buffers import column_sums, rows_of
-from .threads import ROWS, share, split, unequal
+from .threads import row_parts, share, split, unequal
 
 # The gradient of a weight is made in parts: so many at most, of so many rows and multiplications at least.
 GRADIENT_PARTS, GRADIENT_ROWS, GRADIENT_WORK = 16, 64, 1 << 24
@@ -43,8 +43,7 @@ def backward(residuals: Any, dout: Any, *, activation: str | None = None, needs:
     sums = _Sums(weight, dy, None if blocked or x is None else rows_of(x), bias_dtype)
     if activation is None:  # else their dy is not there yet
         sums.make()
-    cut = split if sums.weight is None else unequal
-    share(one, cut(len(dy), len(dy) // ROWS))
+    share(one, row_parts(len(dy), split if sums.weight is None else unequal))
     if activation is not None:
         sums.make()
     if blocked:

@@ -21,14 +21,11 @@ def _forward(
     safe = numpy.where(counted, targets, numpy.zeros_like(targets))
     lse = numpy.empty((rows, 1), logits.dtype)
 
-    ones = numpy.ones(classes, logits.dtype)
-
     def one(part: slice) -> None:
         top = logits[part].max(axis=1, keepdims=True)
         powers = numpy.subtract(logits[part], top)
         numpy.exp(powers, out=powers)
-        total = numpy.vecdot(powers, ones)[:, None]  # quicker than a sum of short rows
-        lse[part] = top + numpy.log(total)
+        lse[part] = top + numpy.log(powers.sum(axis=1, keepdims=True))
 
     share(one, row_blocks(rows, classes))
     means = logits.mean(axis=1, keepdims=True) if label_smoothing else None

@@ -50,19 +50,24 @@ def _adamw(
     param: Any, grad: Any, first: Any, second: Any, master: Any, rate: Any, step: Any, scale: Any,
     **options: float,
 ) -> Any:  # fmt: skip
-    adamw_many([(param, grad, first, second, master)], rate, step, scale, **options)
+    adamw_many([_flat(param, grad, first, second, master)], rate, step, scale, **options)
     return param
 
 
-def adamw_many(
-    tensors: list[tuple[Any, ...]], rate: Any, step: Any, scale: Any,
-    *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
-) -> bool:  # fmt: skip
-    """``adamw`` of many (param, grad, first, second, master), their chunks shared among threads; False, and nothing
-    is changed, if it takes one of them not."""
+def flat_tensors(tensors: list[tuple[Any, ...]]) -> list[Any] | None:
+    """What ``adamw_many`` steps of many (param, grad, first, second, master): each as 1-D views, the gradient's of a
+    copy where it lies in memory in another way than the rest; None if it does not take one of them."""
     flat = [_flat(*five) for five in tensors]
-    if None in flat or scale == 0:
-        return None not in flat
+    return None if None in flat else flat
+
+
+def adamw_many(
+    tensors: list[Any], rate: Any, step: Any, scale: Any,
+    *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
+) -> None:  # fmt: skip
+    """``adamw`` of many ``flat_tensors``, their chunks shared among threads."""
+    if scale == 0:
+        return
     rate, scale = rate.item(), scale.item()
     first_share, second_share = reached(beta1, int(step)), reached(beta2, int(step))
     grown = math.sqrt(second_share)
@@ -70,7 +75,7 @@ def adamw_many(
         beta1, scale * (1 - beta1), beta2, scale * math.sqrt(1 - beta2),
         eps * grown, rate * grown / first_share, rate * weight_decay,
     )  # fmt: skip
-    pieces = _pieces(flat)
+    pieces = _pieces(tensors)
 
     def one(part: slice) -> None:
         real = pieces[0][0][2].dtype.type
@@ -82,11 +87,9 @@ def adamw_many(
                 _change_together(piece, factors, held)
 
     share(one, split(len(pieces), len(pieces) // 2))
-    return True
 
 
 def _flat(param: Any, grad: Any, first: Any, second: Any, master: Any) -> list[Any] | None:
-    """The same as 1-D views, the gradient's of a copy if it lies in memory in another way; None if the state does."""
     if not plain(param if master is None else master, first, second):
         return None
     found = flat_views(param, grad, first, second, master)

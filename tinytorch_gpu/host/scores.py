@@ -57,10 +57,8 @@ class Scores:
         self.starts = None if starts is None else _per_row(starts, batch)
         self.kept = kept
         self._scratch: dict[int, dict[str, Any]] = collections.defaultdict(dict)  # of each thread
-        self._masks: tuple[Any, list[_Hidden]] = (
-            None,
-            [],
-        )  # of one block: mostly the next one's too
+        # Those of one block: mostly the next one's too.
+        self._masks: tuple[Any, list[_Hidden]] = (None, [])
 
     def blocks(self, part: slice) -> Iterator[Block]:
         """All queries of rows of the batch, a block at a time; of a block that sees nothing the keys

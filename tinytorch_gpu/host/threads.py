@@ -31,6 +31,10 @@ LONGER = 5, 3
 PUT_OFF = 1 << 25
 
 
+# How rows are shared, those and the most parts given: ``split`` or ``unequal``.
+Cut = Callable[[int, int], list[slice]]
+
+
 class _Blas:
     """The number of threads of the BLAS that NumPy brought, where that can be told."""
 
@@ -195,6 +199,11 @@ def unequal(rows: int, most: int) -> list[slice]:
     own, other = LONGER
     bounds = [0, *(rows * (own + other * i) // (own + other * (each - 1)) for i in range(each))]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def row_parts(rows: int, cut: Cut = split) -> list[slice]:
+    """``cut`` over rows of a product."""
+    return cut(rows, rows // ROWS)
 
 
 def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice]) -> None:

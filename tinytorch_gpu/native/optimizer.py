@@ -20,17 +20,16 @@ _PART = 1 << 14  # of kernels/cpu/optimizer.cpp
 
 
 def adamw_many(
-    tensors: list[tuple[Any, ...]], rate: Any, step: Any, scale: Any,
+    tensors: list[Any], rate: Any, step: Any, scale: Any,
     *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
-) -> bool:  # fmt: skip
-    """``adamw`` of many (param, grad, first, second, master) at once: by the library if there is one and the state
-    is float32, else, and by the same word, as ``host.adamw_many``."""
+) -> None:  # fmt: skip
+    """``adamw`` of many (param, grad, first, second, master) as ``host.flat_tensors`` gives them, at once: by the
+    library if there is one and the state is float32; then they may have any shape."""
     options = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
     if library() is None or not all(map(_single, tensors)):
-        return host.adamw_many(tensors, rate, step, scale, **options)
-    if scale != 0:
+        host.adamw_many(tensors, rate, step, scale, **options)
+    elif scale != 0:
         _step(tensors, rate.item(), int(step), scale.item(), options)
-    return True
 
 
 def _step(

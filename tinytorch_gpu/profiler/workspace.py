@@ -17,7 +17,7 @@ from ..host.attention import batch_parts
 from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
 from ..host.scores import QUERIES, SCORES
-from ..host.threads import ROWS, split, threads, unequal
+from ..host.threads import Cut, row_parts, split, threads, unequal
 from ..native.sizes import MANY_ROWS, MOST_TOKENS, parts_size, rounded_bytes
 from ..quantized.cache import groups_of
 from .calls import Array, Call
@@ -140,13 +140,13 @@ def _native_linear_back(call: Call) -> int:
     return wide + (call.keeps[0].nbytes if call.options.get("activation") in GATED else 0)
 
 
-def _buffers(call: Call, count: int, cut: Callable[[int, int], list[slice]], share: int = 1) -> int:
+def _buffers(call: Call, count: int, cut: Cut, share: int = 1) -> int:
     """``count`` buffers of a block of rows, each a ``share`` of what an activation is applied to, in each thread, which
     ``cut`` gives its part."""
     x, weight = _first(call), call.arrays[1]
     assert weight is not None
     rows, width = x.size // x.shape[-1], weight.shape[0] // share
-    most, parts = max(1, BLOCK // width), cut(rows, rows // ROWS)[: threads()]
+    most, parts = max(1, BLOCK // width), row_parts(rows, cut)[: threads()]
     at_once = sum(min(part.stop - part.start, most) for part in parts)
     return round(count * at_once * width * x.width)
 
@@ -183,32 +183,34 @@ def _largest(call: Call) -> tuple[int, int, int, int]:
 
 
 def _attention(call: Call) -> int:
-    """A block of scores and the one before; its queries, mixed values and sums."""
+    """A block of scores and the one before; what they hide; its queries, mixed values and sums."""
     kept = SCORES_KEPT if call.options.get("dropout") else BIAS_KEPT if has_bias(call) else 0
     if kept:
         return kept * _all_scores(call)
     scores, rows, _, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
-    while_masked = width * (before + rows * head) + _masks(call)
     scores = 0 if _keeps_weights(call) else scores
-    return round(width * scores + max(while_masked, width * (2 * rows * head + 4 * rows)))
+    more = max(before + rows * head, 2 * rows * head + 4 * rows)
+    return round(width * (scores + more)) + _masks(call)
 
 
 def _masks(call: Call) -> int:
-    """Which keys of a block are later than its queries: found by whole numbers."""
+    """Which keys of a block are later than its queries, and 1 where they are not."""
     queries = min(QUERIES, _first(call).shape[1])
-    return 9 * queries * queries if call.options["causal"] else 0
+    return round((1 + _first(call).width) * queries**2) if call.options["causal"] else 0
 
 
 def _attention_back(call: Call) -> int:
-    """Two blocks of scores; queries, results' gradients and a product of a block, and of its keys."""
+    """Two blocks of scores, or one beside weights that were kept, and what they hide; queries, results' gradients and a
+    product of a block, and of its keys."""
     kept = SCORES_BACK if call.options.get("dropout") else BIAS_BACK if has_bias(call) else 0
     if kept:
         return kept * _all_scores(call)
     scores, rows, keys, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
+    hidden = 0 if _keeps_weights(call) else _masks(call)
     scores *= 1 if _keeps_weights(call) else 2
-    return round(width * (scores + 2 * rows * head + max(before, (keys + rows) * head)))
+    return hidden + round(width * (scores + 2 * rows * head + max(before, (keys + rows) * head)))
 
 
 def _keeps_weights(call: Call) -> bool:

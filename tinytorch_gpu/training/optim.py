@@ -167,10 +167,7 @@ class AdamW(_Optimizer):
         arrays = [(p.data, p.grad.data, s["first"], s["second"], s.get("master"))
                   for p, s in ((p, self.state[n]) for n, p in given)]  # fmt: skip
         if kind(arrays[0][0]) == "cpu":
-            from ..native.optimizer import adamw_many as many
-
-            with nvtx.span("op.adamw", "op", len(arrays)):
-                return many(arrays, rate, self.count, scale, **options)
+            return self._many_on_cpu(arrays, rate, scale, options)
         if dtype_name(given[0][1].dtype) == "float64":
             return False
         from ..cuda.optimizer import TensorTable, adamw_many
@@ -187,6 +184,17 @@ class AdamW(_Optimizer):
             held = None if masters[0] is None else masters
             self._tables[key] = places, TensorTable(params, grads, firsts, seconds, held)
         adamw_many(self._tables[key][1], rate, self.count, scale, **options)
+        return True
+
+    def _many_on_cpu(self, arrays: list[Any], rate: Any, scale: Any, options: Any) -> bool:
+        from ..host.optimizer import flat_tensors
+        from ..native.optimizer import adamw_many
+
+        flat = flat_tensors(arrays)
+        if flat is None:
+            return False
+        with nvtx.span("op.adamw", "op", len(flat)):
+            adamw_many(flat, rate, self.count, scale, **options)
         return True
 
 
