@@ -18,17 +18,24 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 # --- arrays ---------------------------------------------------------------------------------
 
 
+_namespaces: dict[type, Any] = {numpy.ndarray: numpy}  # by type: asked for in every operation
+
+
 def namespace(x: Any) -> Any:
     """Return the module whose functions act on ``x``: numpy, cupy, or any standard one."""
-    if type(x) is numpy.ndarray:
-        return numpy
+    found = _namespaces.get(type(x))
+    if found is not None:
+        return found
     if type(x).__module__.partition(".")[0] == "cupy":
-        return sys.modules["cupy"]
-    if isinstance(x, numpy.ndarray | numpy.generic):
-        return numpy
-    if hasattr(x, "__array_namespace__"):
+        found = sys.modules["cupy"]
+    elif isinstance(x, numpy.ndarray | numpy.generic):
+        found = numpy
+    elif hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
-    raise TypeError(f"expected an array, not {type(x).__name__}")
+    else:
+        raise TypeError(f"expected an array, not {type(x).__name__}")
+    _namespaces[type(x)] = found
+    return found
 
 
 def is_array(x: Any) -> bool:
@@ -124,9 +131,15 @@ def compute_dtype(storage: Any, where: str = "cpu") -> Any:
     return _FLOAT32 if wanted.itemsize == 2 and where not in DEVICES else wanted
 
 
+_names: dict[Any, str] = {}  # NumPy makes a dtype's name anew each time, in microseconds
+
+
 def dtype_name(of: Any) -> str:
     """Return a dtype's name, such as "float32", for a dtype of any array module."""
-    return getattr(of, "name", None) or str(of).rpartition(".")[2]
+    found = _names.get(of)
+    if found is None:
+        found = _names[of] = getattr(of, "name", None) or str(of).rpartition(".")[2]
+    return found
 
 
 def is_half(x: Any) -> bool:

@@ -163,6 +163,19 @@ class Source:
         return cupy.RawModule(code=self.text, options=options)
 
 
+class _Function:
+    """A compiled kernel on one device. A block may have 48 KB of shared memory, what the kernel itself
+    declares included; more must be asked for."""
+
+    def __init__(self, function: Any):
+        self.function, self._allowed = function, (48 << 10) - function.shared_size_bytes
+
+    def allow(self, shared: int) -> None:
+        """Ask for so many bytes of dynamic shared memory, if none had as many before."""
+        if shared > self._allowed:
+            self.function.max_dynamic_shared_size_bytes = self._allowed = shared
+
+
 class Kernel:
     """One entry point: ``kernel(grid, block, *arguments, shared=0, **variant)``.
 
@@ -173,7 +186,7 @@ class Kernel:
     def __init__(self, of: Source, name: str, strided: tuple[str, ...]):
         self.source, self.name, self.strided = of, name, strided
         self._bound: dict[Any, tuple[list[Callable[[Any], Any]], tuple[str, ...]]] = {}
-        self._functions: dict[Any, Any] = {}
+        self._functions: dict[Any, _Function] = {}
 
     def __call__(
         self, grid: Any, block: Any, *arguments: Any, shared: Any = 0, reaches: Any = (),
@@ -203,12 +216,12 @@ class Kernel:
         import cupy
 
         key = (cupy.cuda.runtime.getDevice(), options)
-        function = self._functions.get(key)
-        if function is None:
-            function = self._functions[key] = self.source.module(options).get_function(self.name)
-        if shared > 48 << 10 and function.max_dynamic_shared_size_bytes < shared:
-            function.max_dynamic_shared_size_bytes = shared  # beyond what every launch may use
-        return function
+        found = self._functions.get(key)
+        if found is None:
+            function = self.source.module(options).get_function(self.name)
+            found = self._functions[key] = _Function(function)
+        found.allow(shared)
+        return found.function
 
     def _emulated(
         self, options: Any, grid: Any, block: Any, passed: Any, shared: int, reaches: Any
@@ -234,38 +247,49 @@ class Kernel:
             if p.pointer:
                 any_strides = p.name in self.strided
                 wanted = None if name == "void" else _POINTED[name]
-                made.append(functools.partial(_address, label, wanted, any_strides))
+                made.append(_address(label, wanted, any_strides))
             else:
-                made.append(functools.partial(_number, label, _SCALARS[name]))
+                made.append(_number(label, _SCALARS[name]))
         return made, options
 
 
-def _address(label: str, wanted: str | None, any_strides: bool, x: Any) -> Any:
-    if x is None:
-        return _NULL
-    if not kind(x):
-        raise TypeError(f"{label} must be an array, not {x!r}")
-    if kind(x) == "cpu":
-        raise TypeError(f"{label} must be an array of a GPU, not of NumPy")
-    if wanted is not None and dtype_name(x.dtype) != wanted:
-        raise TypeError(f"{label} must hold {wanted}, not {dtype_name(x.dtype)}")
-    if not any_strides and not x.flags.c_contiguous:
-        raise ValueError(f"{label} must be contiguous, not of strides {x.strides}")
-    return x
+# Converters are asked for every argument of every launch, some thirty of attention's: each looks first at what it
+# nearly always gets.
+def _address(label: str, wanted: str | None, any_strides: bool) -> Callable[[Any], Any]:
+    """What takes an array as the kernel's pointer."""
+
+    def convert(x: Any) -> Any:
+        if x is None:
+            return _NULL
+        where = kind(x)
+        if not where or where == "cpu":
+            what = "an array of a GPU, not of NumPy" if where else f"an array, not {x!r}"
+            raise TypeError(f"{label} must be {what}")
+        if wanted is not None and dtype_name(x.dtype) != wanted:
+            raise TypeError(f"{label} must hold {wanted}, not {dtype_name(x.dtype)}")
+        if not any_strides and not x.flags.c_contiguous:
+            raise ValueError(f"{label} must be contiguous, not of strides {x.strides}")
+        return x
+
+    return convert
 
 
-def _number(label: str, wanted: Any, x: Any) -> Any:
-    if isinstance(x, bool | numpy.bool_) and wanted is not numpy.bool_:
-        x = int(x)
-    if wanted is numpy.float32:
-        return wanted(x)
-    if not hasattr(x, "__index__"):
-        raise TypeError(f"{label} must be a whole number, not {x!r}")
-    if wanted is not numpy.bool_:
-        limits = numpy.iinfo(wanted)
-        if not limits.min <= x <= limits.max:
+def _number(label: str, wanted: Any) -> Callable[[Any], Any]:
+    """What takes a number as the kernel's ``wanted``."""
+    if wanted in (numpy.float32, numpy.bool_):
+        return wanted
+    low, high = (int(limit) for limit in (numpy.iinfo(wanted).min, numpy.iinfo(wanted).max))
+
+    def convert(x: Any) -> Any:
+        if type(x) is not int:
+            if not hasattr(x, "__index__") and not isinstance(x, numpy.bool_):
+                raise TypeError(f"{label} must be a whole number, not {x!r}")
+            x = int(x)
+        if not low <= x <= high:
             raise OverflowError(f"{label} does not fit {wanted.__name__}: {x}")
-    return wanted(x)
+        return wanted(x)
+
+    return convert
 
 
 def processors(like: Any) -> int:
