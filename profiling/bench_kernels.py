@@ -1,16 +1,18 @@
 """Time the kernels on an NVIDIA GPU: beside the card's own ceilings and, where it is installed, PyTorch.
 
-    python profiling/bench_kernels.py [--only norm ...] [--dtype float16] [--scale 1.0] [--save]
+    python profiling/bench_kernels.py [--only norm ...] [--dtype float16 ...] [--scale 1.0] [--save]
 
 Each kernel is first compared with its reference on the card; one that differs ends in an error. Times are medians of
-CUDA events, kernel and peer in turn, after a warm-up; GB/s count the bytes that must move (kernel_traffic.py), TFLOP/s
-the operations that must be done. The ceilings are measured first: a copy of 256 MB and a cuBLAS product. The peers are
-PyTorch's kernels, where it is installed, and cuBLAS. ``--scale`` shrinks the shapes. ``--save`` writes
-profiling/results/kernels_gpu.json with the card's name, versions and date.
+CUDA events, kernel and peer in turn, after a warm-up. Before each, the card's cache is written over, and a kernel that
+only waits holds the stream until all is launched, so that what Python takes for a launch is not in it. GB/s count the
+bytes that must move (kernel_traffic.py), TFLOP/s the operations that must be done. The ceilings are measured first: a
+copy of 1 GB and a product of 8192 x 8192 by cuBLAS. The peers are PyTorch's, where it is installed. ``--scale`` shrinks
+the shapes. ``--save`` writes profiling/results/kernels_gpu.json, with the card's name, versions and date, and .md.
 """
 
 import argparse
 import datetime
+import functools
 import json
 import statistics
 from collections.abc import Iterator
@@ -43,29 +45,53 @@ class Work:
     peer: Any = None
 
 
-def median_ms(cupy: Any, runs: list[Any], repeats: int) -> list[float]:
-    """The median time of each of ``runs`` on the device, taken in turn: what slows one slows all."""
-    times: list[list[float]] = [[] for _ in runs]
-    for run in runs * 2:
-        run()
-    for _ in range(repeats):
-        for run, of in zip(runs, times, strict=True):
-            start, end = cupy.cuda.Event(), cupy.cuda.Event()
-            start.record()
+WAIT = """extern "C" __global__ void wait(long long cycles) {
+    const long long start = clock64();
+    while (clock64() - start < cycles) {}
+}"""
+WAITED = 3_000_000  # cycles: longer than the launches of any one run take
+
+
+class Clock:
+    """Times what runs queue on the device, and nothing of how they were launched."""
+
+    def __init__(self, cupy: Any, repeats: int, scale: float):
+        self.cupy, self.repeats = cupy, repeats
+        self.wait = cupy.RawKernel(WAIT, "wait")
+        self.waited = int(WAITED * min(1.0, scale))
+        self.flushed = cupy.empty(int(2**28 * scale), "uint8")
+
+    def median_ms(self, *runs: Any) -> list[float]:
+        """The median time of each of ``runs``, taken in turn: what slows one slows all."""
+        times: list[list[float]] = [[] for _ in runs]
+        for run in runs * 2:
             run()
-            end.record()
-            end.synchronize()
-            of.append(cupy.cuda.get_elapsed_time(start, end))
-    return [statistics.median(of) for of in times]
+        for _ in range(self.repeats):
+            for run, of in zip(runs, times, strict=True):
+                of.append(self._once(run))
+        return [statistics.median(of) for of in times]
+
+    def _once(self, run: Any) -> float:
+        start, end = (self.cupy.cuda.Event() for _ in range(2))
+        self.flushed.fill(0)
+        self.wait((1,), (1,), (self.waited,))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, end))
 
 
-def ceilings(cupy: Any, repeats: int, dtype: str, scale: float) -> tuple[float, float]:
+def ceilings(clock: Clock, dtype: str, scale: float) -> tuple[float, float]:
     """GB/s of a copy and TFLOP/s of a product, on this card."""
-    a = cupy.zeros(int(2**26 * scale), dtype="float32")
+    cupy, n = clock.cupy, max(64, int(8192 * scale))
+    a = cupy.random.standard_normal(int(2**27 * scale), dtype="float32")
     b = cupy.empty_like(a)
-    n = max(64, int(4096 * scale))
-    m = cupy.zeros((n, n), dtype="float32" if dtype == "bfloat16" else dtype)
-    copied, multiplied = median_ms(cupy, [lambda: cupy.copyto(b, a), lambda: m @ m], repeats)
+    left, right = (
+        cupy.random.standard_normal((n, n), dtype="float32").astype(backend.dtype(dtype))
+        for _ in range(2)
+    )
+    copied, multiplied = clock.median_ms(lambda: cupy.copyto(b, a), lambda: left @ right)
     return 2 * a.nbytes / copied / 1e6, 2 * n**3 / multiplied / 1e9
 
 
@@ -119,7 +145,7 @@ class Bench:
     def __init__(self, place: Any, dtype: str, scale: float):
         self.place, self.dtype, self.scale = place, dtype, scale
         self.size, self.random = backend.dtype(dtype).itemsize, np.random.default_rng(0)
-        self.torch = _torch()
+        self.torch = torch_on_a_gpu()
 
     def array(self, *shape: int) -> Any:
         values = self.random.standard_normal(shape, np.float32).astype(backend.dtype(self.dtype))
@@ -156,7 +182,8 @@ class Bench:
                    self.peer(layer, x, weight, bias))  # fmt: skip
         yield Work("layer_norm, backward", *backward("layer_norm", dout, x, weight, bias), 3 * x.nbytes,
                    14 * x.size, self.peer(layer, x, weight, bias, dout=dout))  # fmt: skip
-        yield Work("rms_norm", *forward("rms_norm", x, weight), 2 * x.nbytes, 6 * x.size)
+        yield Work("rms_norm", *forward("rms_norm", x, weight), 2 * x.nbytes, 6 * x.size,
+                   self.peer(lambda t, x, w: t.nn.functional.rms_norm(x, x.shape[-1:], w, 1e-5), x, weight))  # fmt: skip
         yield Work("gelu_tanh", *forward("gelu_tanh", x), 2 * x.nbytes, 10 * x.size,
                    self.peer(lambda t, x: t.nn.functional.gelu(x, approximate="tanh"), x))  # fmt: skip
 
@@ -175,32 +202,46 @@ class Bench:
                    operations, self.peer(peer, q, k, v))  # fmt: skip
         yield Work("attention, backward", *backward("attention", dout, q, k, v, causal=True), 8 * q.nbytes,
                    2.5 * operations, self.peer(peer, q, k, v, dout=dout))  # fmt: skip
-        keys = self.scaled(8192)
+        for keys in (64, self.scaled(8192)):
+            yield from self.cached(keys)
+
+    def cached(self, keys: int) -> Iterator[Work]:
+        """One new token of a LLaMA that has 32 heads on 8, after ``keys`` - 1."""
         packed, cache = self.array(1, 1, 48, 128), [self.array(1, keys, 8, 128) for _ in "kv"]
         given, options = (packed, *cache, keys - 1, None), {"heads": 32, "stop": keys}
-        yield Work("cached attention", *forward("cached_attention", *given, **options),
-                   2 * keys * 8 * 128 * self.size, 4 * keys * 32 * 128)  # fmt: skip
+
+        def peer(t: Any, packed: Any, k: Any, v: Any) -> Any:
+            q, k, v = (x.transpose(1, 2) for x in (packed[:, :, :32], k, v))
+            return t.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+        yield Work(f"cached attention, {keys} keys", *forward("cached_attention", *given, **options),
+                   2 * keys * 8 * 128 * self.size, 4 * keys * 32 * 128, self.peer(peer, packed, *cache))  # fmt: skip
         eight = [EightBit.zeros(x.shape, self.place) for x in cache]
         for store, numbers in zip(eight, cache, strict=True):
             store[...] = numbers
         given = (packed, *eight, keys - 1, None)
-        yield Work("cached attention, 8 bit", *forward("cached_attention", *given, **options),
+        yield Work(f"8-bit cache, {keys} keys", *forward("cached_attention", *given, **options),
                    2 * eight[0].nbytes, 4 * keys * 32 * 128)  # fmt: skip
 
     def linears(self) -> Iterator[Work]:
-        """Beside cuBLAS through CuPy; there is no such peer of quantized weights."""
-        width = self.scaled(4096)
+        """Beside the dense product; there is no such peer of quantized weights."""
+        width = self.scaled(4096, 256)
         outs, matrix = 4 * width, self.array(4 * width, width)
         for rows in (1, 2, 8, 16):
             x = self.array(rows, width)
-            product = None if self.dtype == "bfloat16" else lambda x=x: x @ matrix.T
             yield Work(f"linear, {rows} rows", *forward("linear", x, matrix), matrix.nbytes,
-                       2 * rows * matrix.size, product)  # fmt: skip
+                       2 * rows * matrix.size, self.peer(lambda t, x, w: x @ w.T, x, matrix))  # fmt: skip
             for name in ("q8_0", "q4_0", "q4_k", "q6_k"):
-                noise = self.random.standard_normal((outs, width), np.float32)
-                blocks = QuantizedMatrix(Blocks(name, encode(noise * 0.05, name)))
+                blocks = self.blocks(name, width, outs)
                 yield Work(f"{name}, {rows} rows", *quantized(x, blocks), blocks.nbytes,
                            2 * rows * width * outs)  # fmt: skip
+
+    @functools.cache  # noqa: B019  one bench a process
+    def blocks(self, name: str, width: int, outs: int) -> QuantizedMatrix:
+        """A matrix in a format of blocks. Rounding takes long, so its rows repeat."""
+        few = min(outs, 256)
+        noise = self.random.standard_normal((few, width), np.float32) * 0.05
+        return QuantizedMatrix(Blocks(name, np.tile(encode(noise, name), (outs // few, 1))))
 
     def ends(self) -> Iterator[Work]:
         """The loss, the optimizer, the next token."""
@@ -237,14 +278,16 @@ def quantized(x: Any, weight: Any) -> tuple[Any, Any]:
         return quantized_linear(x, moved)
 
     def check() -> float:
-        expected = x.get().astype(np.float32) @ np.asarray(weight).T
-        made = run().get().astype(float)
+        few = weight[:256]
+        expected = x.get().astype(np.float32) @ np.asarray(few).T
+        made = run().get().astype(float)[:, : few.shape[0]]
         return float(np.abs(made - expected).max() / max(1.0, np.abs(expected).max()))
 
     return run, check
 
 
-def _torch() -> Any:
+def torch_on_a_gpu() -> Any:
+    """PyTorch, if it is installed and has the card too."""
     try:
         import torch
     except ImportError:
@@ -252,43 +295,83 @@ def _torch() -> Any:
     return torch if torch.cuda.is_available() else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=(), help="names that begin so")
-    parser.add_argument("--dtype", default="float16", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--save", action="store_true")
-    arguments = parser.parse_args()
-    place: Any = devices.device("cuda")
-    cupy = place.xp
-    devices.load_makers("cuda")
-    name = cupy.cuda.runtime.getDeviceProperties(place.index)["name"].decode()
-    copy, product = ceilings(cupy, arguments.repeats, arguments.dtype, arguments.scale)
-    print(f"{name}: copy {copy:.0f} GB/s, {arguments.dtype} product {product:.1f} TFLOP/s")
-    rows = []
-    bench = Bench(place, arguments.dtype, arguments.scale)
+def measured(clock: Clock, place: Any, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The ceilings and all figures of one dtype, printed as they come."""
+    copy, product = ceilings(clock, dtype, given.scale)
+    print(f"{dtype}: copy {copy:.0f} GB/s, product {product:.1f} TFLOP/s")
+    bench, rows = Bench(place, dtype, given.scale), []
     for work in (
         w for part in (bench.norms, bench.attentions, bench.linears, bench.ends) for w in part()
     ):
-        if arguments.only and not work.name.startswith(tuple(arguments.only)):
+        if given.only and not work.name.startswith(tuple(given.only)):
             continue
         off = work.check() if work.check else 0.0
-        if not off <= EQUAL[arguments.dtype]:
+        if not off <= EQUAL[dtype]:
             raise SystemExit(f"{work.name} is not what its reference is: off by {off:.1e}")
-        runs = [work.ours] if work.peer is None else [work.ours, work.peer]
-        ms, *peers = median_ms(cupy, runs, arguments.repeats)
-        peer = peers[0] if peers else None
-        row = {"name": work.name, "ms": ms, "gb_s": work.bytes / ms / 1e6, "tflop_s": work.operations / ms / 1e9,
-               "peer_ms": peer, "relative_error": off}  # fmt: skip
-        rows.append(row)
-        beside = "" if peer is None else f", {peer / ms:.2f} x the peer's speed"
-        print(f"{work.name:20} {ms:8.3f} ms  {row['gb_s']:7.0f} GB/s ({row['gb_s'] / copy:.0%})  "
-              f"{row['tflop_s']:6.1f} TFLOP/s ({row['tflop_s'] / product:.0%}), off by {off:.1e}{beside}")  # fmt: skip
-    if arguments.save:
-        about = {"card": name, "cupy": cupy.__version__, "dtype": arguments.dtype, "copy_gb_s": copy,
-                 "product_tflop_s": product, "date": datetime.date.today().isoformat()}  # fmt: skip
-        RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        ms, *peers = clock.median_ms(
+            *([work.ours] if work.peer is None else [work.ours, work.peer])
+        )
+        rows.append({
+            "name": work.name, "ms": ms, "gb_s": work.bytes / ms / 1e6, "tflop_s": work.operations / ms / 1e9,
+            "peer_ms": peers[0] if peers else None, "relative_error": off,
+        })  # fmt: skip
+        print(line(rows[-1], copy, product), flush=True)
+    return {"dtype": dtype, "copy_gb_s": copy, "product_tflop_s": product, "rows": rows}
+
+
+def line(row: dict[str, Any], copy: float, product: float) -> str:
+    """One row of the table."""
+    peer = "" if row["peer_ms"] is None else f"{row['peer_ms'] / row['ms']:.2f}"
+    return (
+        f"| {row['name']} | {row['ms'] * 1e3:.1f} | {peer} | {row['gb_s']:.0f} ({row['gb_s'] / copy:.0%}) "
+        f"| {row['tflop_s']:.1f} ({row['tflop_s'] / product:.0%}) | {row['relative_error']:.0e} |"
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """All figures as Markdown."""
+    lines = [
+        "# Kernels on a GPU",
+        "",
+        f"{result['card']}, driver {result['driver']}, CuPy {result['cupy']}, peer PyTorch {result['torch']}, "
+        f"{result['date']}, by profiling/bench_kernels.py. Medians of {result['repeats']}, from memory, without the "
+        "launch. A speed above 1 means that this kernel takes less time than PyTorch's. In brackets: of the copy's "
+        "bytes and of the product's operations a second.",
+    ]
+    for part in result["dtypes"]:
+        copy, product = part["copy_gb_s"], part["product_tflop_s"]
+        lines += [
+            "", f"## {part['dtype']}: a copy {copy:.0f} GB/s, a product {product:.1f} TFLOP/s", "",
+            "| kernel | µs | speed against the peer | GB/s | TFLOP/s | off by |", "|---|---|---|---|---|---|",
+            *(line(row, copy, product) for row in part["rows"]),
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=(), help="names that begin so")
+    parser.add_argument(
+        "--dtype", nargs="*", default=list(EQUAL), choices=EQUAL, help="default: all"
+    )
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    place: Any = devices.device("cuda")
+    cupy, torch = place.xp, torch_on_a_gpu()
+    devices.load_makers("cuda")
+    clock = Clock(cupy, given.repeats, given.scale)
+    result = {
+        "card": cupy.cuda.runtime.getDeviceProperties(place.index)["name"].decode(),
+        "driver": cupy.cuda.runtime.driverGetVersion(), "cupy": cupy.__version__,
+        "torch": None if torch is None else torch.__version__, "repeats": given.repeats,
+        "date": datetime.date.today().isoformat(),
+        "dtypes": [measured(clock, place, dtype, given) for dtype in given.dtype],
+    }  # fmt: skip
+    if given.save:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        RESULTS.with_suffix(".md").write_text(table(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

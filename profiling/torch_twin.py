@@ -47,7 +47,7 @@ def gpt(torch: Any, config: Any) -> Any:
                     nn.init.normal_(p, std=0.02)
 
         def forward(self, ids: Any) -> Any:
-            x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+            x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
             return self.head(self.norm(self.blocks(x)))
 
     return Model()
