@@ -188,6 +188,8 @@ def _model_cases() -> list[Case]:
         _rotary_case("one token", (1, 1, 2, 2), array([5]), 2),
         Case("split_heads", "grouped", (normal(2, 3, 8, 5),), {"sizes": (4, 2, 2)}),
         Case("split_heads", "even", (normal(1, 1, 3, 2),), {"sizes": (1, 1, 1)}),
+        Case("split_heads", "in vectors", (normal(2, 9, 6, 16),), {"sizes": (2, 2, 2)}),
+        Case("split_heads", "keys and values", (normal(1, 5, 4, 24),), {"sizes": (0, 2, 2)}),
         Case("reshape", "to 2", (normal(2, 3, 4),), {"shape": (4, -1)}),
         Case("permute", "3 axes", (normal(2, 3, 4),), {"axes": (2, 0, 1)}),
         Case("getitem", "slices", (normal(4, 5),), {"index": (slice(1, 3), slice(None, None, 2))}),

@@ -7,7 +7,7 @@ from ..backend import is_half, widen
 from ..core.op import OPS
 from .launch import ELEMENTS, Source, element, empty, is_element, packed, processors
 
-_BLOCK, _ROWS_A_PARTIAL = 256, 128
+_BLOCK, _ROWS_A_PARTIAL = 256, 32
 # The numbers that the kernels know the functions by, and whether a second half gates them.
 _FUNCTIONS: dict[str | None, tuple[int, bool]] = {
     None: (0, False), "relu": (1, False), "gelu": (2, False), "gelu_tanh": (3, False),

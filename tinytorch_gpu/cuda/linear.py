@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import DEVICES, dtype_name, kind, namespace, narrow
+from ..backend import DEVICES, dtype_name, kind, narrow
 from ..core.op import needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
@@ -18,7 +18,6 @@ from .activation import back, column_sums, finish
 from .launch import (
     ELEMENTS,
     Source,
-    called_library,
     compute_capability,
     element,
     empty,
@@ -27,6 +26,7 @@ from .launch import (
     processors,
     shared_limit,
 )
+from .products import as_rows, gradients, outputs
 
 SOURCE = Source(
     "linear.cu",
@@ -258,7 +258,7 @@ def _forward(
     if can_decode(x, weight, bias, residual) and not (recorded and activation):
         out = decode_linear(x, weight, bias, residual, activation=activation)
         return out, (kept, weight, bias_dtype, None, residual)
-    inner = product(as_rows(x), weight.T, x.dtype)
+    inner = outputs(as_rows(x), weight)
     keep = recorded and activation is not None
     out, saved = inner, None
     if bias is not None or activation is not None or residual is not None:
@@ -268,18 +268,6 @@ def _forward(
     return out.reshape(*x.shape[:-1], out.shape[-1]), (kept, weight, bias_dtype, saved, residual)
 
 
-def as_rows(x: Any) -> Any:
-    """x (..., C) as (N, C)."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def product(a: Any, b: Any, dtype: Any) -> Any:
-    """a @ b by cuBLAS in ``dtype``, accumulated in float32."""
-    called_library("cuBLAS")
-    xp = namespace(a)
-    return narrow(xp.matmul(narrow(a, dtype), narrow(b, dtype)), dtype)
-
-
 def _backward(
     residuals: Any, dout: Any, *, activation: str | None = None, needs: Any = None
 ) -> Any:
@@ -287,10 +275,8 @@ def _backward(
     dy = as_rows(packed(dout))
     if activation is not None:
         dy = back(as_rows(saved), dy, activation)
-    dx = product(dy, weight, dout.dtype).reshape(*dout.shape[:-1], weight.shape[1])
-    dweight = None
-    if x is not None:
-        dweight = narrow(product(dy.T, as_rows(x), x.dtype), weight.dtype)
+    dx, dweight = gradients(dy, weight, None if x is None else as_rows(x))
+    dx = dx.reshape(*dout.shape[:-1], weight.shape[1])
     dbias = None if bias_dtype is None else narrow(column_sums(packed(dy)), bias_dtype)
     dresidual = None if residual is None else narrow(dout, residual.dtype)
     return dx, dweight, dbias, dresidual

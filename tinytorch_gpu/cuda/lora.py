@@ -13,7 +13,8 @@ from ..core.tensor import grad_enabled
 from ..ops import lora
 from ..ops.lora import fits, inner_of, sides
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
-from .linear import MOST_ROWS, as_rows, product
+from .linear import MOST_ROWS
+from .products import as_rows, product
 
 SOURCE = Source(
     "lora.cu",
