@@ -310,7 +310,9 @@ extern "C" __global__ void __launch_bounds__(256) sum_columns(
     else sum_chunks<1>(x, partial, rows, width, sums);
 }
 
+// `out` is of floats if it is `wide`.
 extern "C" __global__ void __launch_bounds__(256) add_column_sums(
-    const float* partial, float* out, int count, int width) {
-    sum_partial_rows(partial, count, width, out);
+    const float* partial, void* out, int count, int width, bool wide) {
+    if (wide) sum_partial_rows(partial, count, width, (float*)out);
+    else sum_partial_rows(partial, count, width, (REAL*)out);
 }

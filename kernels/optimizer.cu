@@ -15,7 +15,7 @@
 // sees their new values. A scale of 0 (clipping says so of a gradient that is not finite) skips the step.
 //
 // The length: each block sums the squares of its chunk, and one block the sums, in an order that depends
-// on nothing but the sizes; the same block makes the factor that clips. Bytes: the gradients, once.
+// on nothing but the sizes. Bytes: the gradients, once.
 #include "memory.cuh"
 #include "reduce.cuh"
 
@@ -149,14 +149,6 @@ __device__ inline float chunk_squares(const GRAD* grad, long long size, long lon
     return block_sum(sum, scratch);
 }
 
-extern "C" __global__ void __launch_bounds__(256) gradient_squares(
-    const GRAD* grad, long long size, float* sums
-) {
-    __shared__ float scratch[32];
-    float sum = chunk_squares(grad, size, (long long)blockIdx.x * CHUNK, scratch);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
-}
-
 extern "C" __global__ void __launch_bounds__(256) gradient_squares_many(
     const unsigned long long* table, const int* owners, float* sums
 ) {
@@ -167,25 +159,16 @@ extern "C" __global__ void __launch_bounds__(256) gradient_squares_many(
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// The factor that makes a gradient of length `norm` no longer than `most`; 0 if it is not finite.
-__device__ inline float clip_factor(float norm, float most) {
-    return fabsf(norm) < INFINITE ? fminf(1.0f, most / (norm + 1e-6f)) : 0.0f;
-}
-
-// One block: the root of the sum, and the factor if it is wanted.
-extern "C" __global__ void __launch_bounds__(1024) gradient_length(
-    const float* sums, long long count, float most, float* norm, float* factor
-) {
+// One block: the root of the sum.
+extern "C" __global__ void __launch_bounds__(1024) gradient_length(const float* sums, long long count, float* norm) {
     __shared__ float scratch[32];
     float sum = 0.0f;
     for (long long i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
     sum = sqrtf(block_sum(sum, scratch));
-    if (threadIdx.x) return;
-    *norm = sum;
-    if (factor) *factor = clip_factor(sum, most);
+    if (threadIdx.x == 0) *norm = sum;
 }
 
-// One thread: the factor for a length that is known.
+// One thread: the factor that makes a gradient of length `norm` no longer than `most`; 0 if it is not finite.
 extern "C" __global__ void __launch_bounds__(32) gradient_clip(const float* norm, float most, float* factor) {
-    if (threadIdx.x == 0) *factor = clip_factor(*norm, most);
+    if (threadIdx.x == 0) *factor = fabsf(*norm) < INFINITE ? fminf(1.0f, most / (*norm + 1e-6f)) : 0.0f;
 }

@@ -202,7 +202,7 @@ def losses(dtype: str) -> Iterator[Entry]:
 
 def optimizers(dtype: str) -> Iterator[Entry]:
     """Clipping needs the norm of all gradients first, so they are read twice."""
-    from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many, gradient_norm_many
+    from tinytorch_gpu.cuda.optimizer import TensorTable, adamw_many
 
     count, place, each = 1 << 18, devices.device("emulated"), SIZES[dtype]
     values = {name: array(count, dtype=dtype) for name in ("param", "grad")}
@@ -215,8 +215,8 @@ def optimizers(dtype: str) -> Iterator[Entry]:
     least = count * (each + 16 + (each + 8 if masters else 2 * each))
 
     def run() -> None:
-        scale = gradient_norm_many([table], 1.0)[1]
-        adamw_many(table, rate, step, scale)
+        norm = maker("gradient_norm").forward(values["grad"])
+        adamw_many(table, rate, step, maker("clip_scale").forward(norm, max_norm=1.0))
 
     one = (values["param"], values["grad"], *moments.values(), masters and masters[0], rate, step)
     yield Entry("AdamW of one tensor", f"{count}", dtype,

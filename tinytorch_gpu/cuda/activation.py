@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..backend import is_half, widen
+from ..backend import is_half, narrow, widen
 from ..core.op import OPS
 from .launch import ELEMENTS, Source, element, empty, is_element, packed, processors
 
@@ -68,22 +68,23 @@ def back(inner: Any, dout: Any, activation: str | None, dtype: Any = None) -> An
     return dinner
 
 
-def column_sums(rows: Any) -> Any:
-    """The sum of ``rows`` (N, C) over the first axis, in float32 and the same every time."""
+def column_sums(rows: Any, dtype: Any) -> Any:
+    """The sum of ``rows`` (N, C) over the first axis in ``dtype``, added up in float32 and the same every time."""
     rows = packed(rows)
-    count, width = rows.shape
-    out = empty(rows, (width,), "float32")
+    (count, width), real = rows.shape, element(rows)
+    wide = dtype != rows.dtype or real == "float"
+    out = empty(rows, (width,), "float32" if wide else dtype)
     across, down = _block(width, 16 // rows.dtype.itemsize)
     blocks = -(-width // (16 // rows.dtype.itemsize * across))
     # As many blocks as keep the device busy, but not so many that their sums weigh anything.
     most = -(-8 * processors(rows) // max(1, blocks))
     parts = max(1, min(most, count // _ROWS_A_PARTIAL))
-    partial = out if parts == 1 else empty(rows, (parts, width), "float32")
-    _sum_columns((blocks, parts), (across, down), rows, partial, count, width, REAL=element(rows))
-    if parts > 1:
-        grid, real = -(-width // 32), element(rows)
-        _add_column_sums(grid, (32, 8), partial, out, parts, width, REAL=real)
-    return out
+    whole = parts == 1 and wide
+    partial = out if whole else empty(rows, (parts, width), "float32")
+    _sum_columns((blocks, parts), (across, down), rows, partial, count, width, REAL=real)
+    if not whole:
+        _add_column_sums(-(-width // 32), (32, 8), partial, out, parts, width, wide, REAL=real)
+    return narrow(out, dtype)
 
 
 def _one_half_type(out: Any, *arrays: Any) -> tuple[str, tuple[Any, ...]]:

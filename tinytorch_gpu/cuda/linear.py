@@ -277,7 +277,7 @@ def _backward(
         dy = back(as_rows(saved), dy, activation)
     dx, dweight = gradients(dy, weight, None if x is None else as_rows(x))
     dx = dx.reshape(*dout.shape[:-1], weight.shape[1])
-    dbias = None if bias_dtype is None else narrow(column_sums(packed(dy)), bias_dtype)
+    dbias = None if bias_dtype is None else column_sums(dy, bias_dtype)
     dresidual = None if residual is None else narrow(dout, residual.dtype)
     return dx, dweight, dbias, dresidual
 

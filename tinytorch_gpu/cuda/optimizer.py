@@ -1,5 +1,6 @@
 """AdamW and the length of the gradient on a GPU: tensor by tensor, or all of a table in one launch."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name
-from ..devices import device_of
+from ..devices import Device, device_of
 from ..ops.optimizer import adamw, clip_scale, gradient_norm
 from .launch import ELEMENTS, Source, element, empty, is_element, packed
 
@@ -20,7 +21,6 @@ SOURCE = Source(
 )
 _step_kernel = SOURCE.kernel("adamw_step")
 _step_many_kernel = SOURCE.kernel("adamw_step_many")
-_squares_kernel = SOURCE.kernel("gradient_squares")
 _squares_many_kernel = SOURCE.kernel("gradient_squares_many")
 _length_kernel = SOURCE.kernel("gradient_length")
 _clip_kernel = SOURCE.kernel("gradient_clip")
@@ -98,16 +98,27 @@ class TensorTable:
             if not same or not _fits(*five):
                 raise ValueError(f"tensor {i} is not like its gradient, its moments or the others")
         self.reaches = [x for five in self.tensors for x in five if x is not None]
-        chunks = numpy.array([-(-param.size // _CHUNK) for param in params])
-        table = numpy.zeros((len(params), _COLUMNS), numpy.uint64)
-        for row, five in zip(table, self.tensors, strict=True):
-            row[:5] = [0 if x is None else x.data.ptr for x in five]
-            row[5] = five[0].size
-        table[:, 6] = numpy.cumsum(chunks) - chunks
-        self.chunks = int(chunks.sum())
-        place = device_of(params[0])
-        self.addresses = place.asarray(table)
-        self.owners = place.asarray(numpy.repeat(numpy.arange(len(params)), chunks), "int32")
+        rows = [
+            (*(0 if x is None else x.data.ptr for x in five), five[0].size) for five in self.tensors
+        ]
+        self.addresses, self.owners, self.chunks = _table(device_of(params[0]), rows)
+
+
+def _table(place: Device, rows: Sequence[tuple[int, ...]]) -> tuple[Any, Any, int]:
+    """Addresses and sizes as the kernels read them on ``place``, the tensor of each chunk, and how many chunks."""
+    table = numpy.zeros((len(rows), _COLUMNS), numpy.uint64)
+    table[:, :6] = rows
+    chunks = -(-table[:, 5].astype(numpy.int64) // _CHUNK)
+    table[:, 6] = numpy.cumsum(chunks) - chunks
+    owners = numpy.repeat(numpy.arange(len(rows)), chunks)
+    return place.asarray(table), place.asarray(owners, "int32"), int(chunks.sum())
+
+
+# Gradients mostly lie where those of the step before lay.
+@functools.lru_cache(maxsize=16)
+def _gradient_table(place: Device, gradients: tuple[tuple[int, int], ...]) -> tuple[Any, Any, int]:
+    """The table of gradients alone, each by its address and size."""
+    return _table(place, [(0, address, 0, 0, 0, size) for address, size in gradients])
 
 
 def adamw_many(
@@ -121,34 +132,23 @@ def adamw_many(
     )  # fmt: skip
 
 
-def gradient_norm_many(tables: Sequence[TensorTable], max_norm: float) -> tuple[Any, Any]:
-    """Return ``gradient_norm`` of all gradients of ``tables`` and its ``clip_scale``: a launch for
-    each table and one for the end."""
-    sums = empty(tables[0].addresses, sum(t.chunks for t in tables), "float32")
-    done = 0
-    for table in tables:
-        _squares_many_kernel(
-            table.chunks, _THREADS, table.addresses, table.owners,
-            sums[done : done + table.chunks], reaches=table.reaches, **table.variant,
-        )  # fmt: skip
-        done += table.chunks
-    norm, scale = empty(sums, ()), empty(sums, ())
-    _length_kernel(1, 1024, sums, done, max_norm, norm, scale, **tables[0].variant)
-    return norm, scale
-
-
 def _gradient_norm(*grads: Any) -> Any:
-    chunks = [-(-grad.size // _CHUNK) for grad in grads]
-    sums, done = empty(grads[0], sum(chunks), "float32"), 0
-    for grad, count in zip(grads, chunks, strict=True):
-        kind = element(grad)
-        _squares_kernel(
-            count, _THREADS, packed(grad), grad.size, sums[done : done + count],
+    by_kind: dict[str, list[Any]] = {}
+    for grad in grads:
+        by_kind.setdefault(element(grad), []).append(packed(grad))
+    place, tables = device_of(grads[0]), []
+    for kind, found in by_kind.items():
+        places = tuple((x.data.ptr, x.size) for x in found)
+        tables.append((kind, found, *_gradient_table(place, places)))
+    sums, done = empty(grads[0], sum(chunks for *_, chunks in tables), "float32"), 0
+    for kind, found, addresses, owners, chunks in tables:
+        _squares_many_kernel(
+            chunks, _THREADS, addresses, owners, sums[done : done + chunks], reaches=found,
             PARAM=kind, GRAD=kind,
         )  # fmt: skip
-        done += count
+        done += chunks
     norm = empty(sums, ())
-    _length_kernel(1, 1024, sums, done, 0.0, norm, None, PARAM="float", GRAD="float")
+    _length_kernel(1, 1024, sums, done, norm, PARAM="float", GRAD="float")
     return norm
 
 

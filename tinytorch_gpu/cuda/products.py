@@ -39,15 +39,16 @@ def outputs(x: Any, weight: Any) -> Any:
 def gradients(dy: Any, weight: Any, x: Any) -> tuple[Any, Any]:
     """The gradients of ``outputs`` by x, in the dtype of ``dy`` (N, out), and by the weight, in its own: None if
     ``x`` is."""
-    outs = weight.shape[0]
-    if _odd(dy, weight):
+    outs, odd = weight.shape[0], _odd(dy, weight)
+    if odd:
         weight, given = _filled(weight, dy.dtype), dy
         dy = empty(dy, (dy.shape[0], weight.shape[0]))
         copy_rows(given, dy)
     dx = product(dy, weight, dy.dtype)
     if x is None:
         return dx, None
-    return dx, narrow(product(dy.T, x, x.dtype)[:outs], weight.dtype)
+    dweight = narrow(product(dy.T, x, x.dtype), weight.dtype)
+    return dx, dweight[:outs] if odd else dweight
 
 
 def _odd(x: Any, weight: Any) -> bool:
