@@ -3,7 +3,7 @@
 // Layout: blockDim.y rows a block, blockDim.x threads along each, AHEAD words a thread that are all under way before one
 // is stored. A word is 16 bytes where both matrices allow that, else one element; neighbours in a warp have
 // neighbouring words either way, so both sides move whole sectors. Each byte is read once and written once, and columns
-// beyond those given are zeros. A dozen registers more than AHEAD words take; no shared memory.
+// beyond those given are zeros. 32 to 48 registers, by architecture; no shared memory.
 #include "memory.cuh"
 
 template <int N, int AHEAD>
