@@ -44,7 +44,7 @@ test-gpu: $(VENV)/.dev $(DEMO)  ## run the tests that need an NVIDIA GPU
 sanitize-gpu: $(VENV)/.dev $(DEMO)  ## run the kernels under compute-sanitizer (NVIDIA GPU, CUDA toolkit)
 	@command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is missing: install the CUDA toolkit" >&2; exit 1; }
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -q tests/test_ops_gpu.py $(ARGS) || exit 1; \
+	  TINYTORCH_TEST_POOL=0 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -q tests/test_ops_gpu.py $(ARGS) || exit 1; \
 	done
 
 check: $(VENV)/.dev  ## lint, formatting and types

@@ -42,6 +42,12 @@ def gpu(request: pytest.FixtureRequest) -> str:
         pytest.skip(str(error))
 
 
+def pytest_sessionstart() -> None:
+    """Without CuPy's pool each array is an allocation of its own: compute-sanitizer sees every overrun."""
+    if os.environ.get("TINYTORCH_TEST_POOL") == "0":
+        device("cuda").xp.cuda.set_allocator(None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, with the reason."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
