@@ -1,9 +1,9 @@
 // Rows copied between matrices whose rows lie differently far apart: into columns of a wider one, or out of one.
 //
 // Layout: blockDim.y rows a block, blockDim.x threads along each, AHEAD words a thread that are all under way before one
-// is stored. A word is 16 bytes where both matrices allow that, else one element; neighbours in a warp have
-// neighbouring words either way, so both sides move whole sectors. Each byte is read once and written once, and columns
-// beyond those given are zeros. 32 to 48 registers, by architecture; no shared memory.
+// is stored. A word is 16 bytes where both matrices allow that, else one element; neighbours in a warp have neighbouring
+// words either way, so both sides move whole sectors, but for a warp's first and last in rows of odd width. Each byte is
+// read and written once; columns beyond those given are zeros. 32 to 48 registers, no shared memory.
 #include "memory.cuh"
 
 template <int N, int AHEAD>

@@ -284,10 +284,32 @@ def attentions(dtype: str) -> Iterator[Entry]:
                 "the same with gradients", 3 * least, None, back(dout))  # fmt: skip
 
 
+def copies(dtype: str) -> Iterator[Entry]:
+    """Rows into a wider matrix or out of it, by words and, of odd width, by elements: each byte once. Rows of odd width
+    begin within a sector, so that a warp's 64 bytes lie in three: the third is in the cache for its neighbour."""
+    from tinytorch_gpu.cuda.shape import copy_rows
+
+    each = SIZES[dtype]
+    for rows, width, filled in ((64, 1024, 1280), (64, 1001, 1008), (16, 4099, 4104)):
+        x, wide = array(rows, width, dtype=dtype), array(rows, filled, dtype=dtype)
+        most = SECTORS if width % 8 == 0 else 1.4
+        yield Entry("copy of rows", f"{rows} x {width} into {filled}", dtype, "x in, y and its zeros out",
+                    rows * (width + filled) * each, 1.05, lambda x=x, y=wide: copy_rows(x, y), most)  # fmt: skip
+        yield Entry("copy of rows", f"{rows} x {width} of {filled}", dtype, "x in, y out", 2 * x.nbytes,
+                    1.05, lambda x=wide[:, :width], y=x: copy_rows(x, y), most)  # fmt: skip
+    for heads, kv, width in ((9, 3, 64), (12, 12, 64), (32, 8, 128)):
+        sizes = (heads, kv, kv)
+        packed = array(1, 32, sum(sizes), width, dtype=dtype)
+        douts = [array(1, 32, n, width, dtype=dtype) for n in sizes]
+        yield Entry("split_heads, backward", f"32 x {heads} + 2 x {kv} x {width}", dtype,
+                    "three gradients in, one out", 2 * packed.nbytes, 1.05,
+                    backward("split_heads", packed, sizes=sizes)(*douts))  # fmt: skip
+
+
 PARTS = [
     *(
         (part, dtype)
-        for part in (norms, adapters, activations, losses, optimizers, attentions)
+        for part in (norms, adapters, activations, losses, optimizers, attentions, copies)
         for dtype in SIZES
     ),
     *((linears, storage) for storage in (*SIZES, *BLOCKED)),

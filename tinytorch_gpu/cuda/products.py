@@ -39,7 +39,7 @@ def outputs(x: Any, weight: Any) -> Any:
 def gradients(dy: Any, weight: Any, x: Any) -> tuple[Any, Any]:
     """The gradients of ``outputs`` by x, in the dtype of ``dy`` (N, out), and by the weight, in its own: None if
     ``x`` is."""
-    outs, odd = weight.shape[0], _odd(dy, weight)
+    outs, dtype, odd = weight.shape[0], weight.dtype, _odd(dy, weight)
     if odd:
         weight, given = _filled(weight, dy.dtype), dy
         dy = empty(dy, (dy.shape[0], weight.shape[0]))
@@ -47,7 +47,7 @@ def gradients(dy: Any, weight: Any, x: Any) -> tuple[Any, Any]:
     dx = product(dy, weight, dy.dtype)
     if x is None:
         return dx, None
-    dweight = narrow(product(dy.T, x, x.dtype), weight.dtype)
+    dweight = narrow(product(dy.T, x, x.dtype), dtype)
     return dx, dweight[:outs] if odd else dweight
 
 
