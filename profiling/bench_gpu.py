@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch_twin import gpt, parameter_groups, torch_on_a_gpu
 
 from tinytorch_gpu import Transformer, devices
 from tinytorch_gpu.config import TransformerConfig, preset
@@ -136,8 +137,6 @@ def our_step(dtype: str) -> Callable[[], Any]:
 
 def torch_step(torch: Any, config: TransformerConfig, dtype: str) -> Callable[[], Any]:
     """The same by PyTorch."""
-    from torch_twin import gpt, parameter_groups
-
     with torch.device("cuda"):
         module = gpt(torch, config)
     optimizer = torch.optim.AdamW(parameter_groups(module, DECAY), lr=LR, betas=BETAS, fused=True)
@@ -242,8 +241,6 @@ def works(torch: Any, only: str | None, models: list[str] | None) -> Iterator[Ro
 
 
 def main() -> None:
-    from bench_kernels import torch_on_a_gpu
-
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", choices=("generate", "train"), help="default: both")
     parser.add_argument("--windows", type=int, default=7)

@@ -7,6 +7,15 @@
 from typing import Any
 
 
+def torch_on_a_gpu() -> Any:
+    """PyTorch, if it is installed and has the card too."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
 def gpt(torch: Any, config: Any) -> Any:
     """The GPT-2 of a config as a PyTorch module."""
     nn, functional = torch.nn, torch.nn.functional
