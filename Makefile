@@ -24,7 +24,7 @@ endif
 EXTRAS := demo$(CUDA:%=,%)
 DEMO := $(VENV)/.demo$(CUDA:%=-%)
 
-.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-train bench-kernels bench-nvtx nsys profile profile-cpu profile-kernels profile-report kernel-table kernel-traffic notebook mutants clean
+.PHONY: help generate chat test test-gpu sanitize-gpu check format bench bench-train bench-gpu bench-kernels bench-nvtx nsys profile profile-cpu profile-kernels profile-report kernel-table kernel-traffic notebook mutants clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +61,9 @@ bench: $(VENV)/.dev $(DEMO)  ## measure generation, against peers that are insta
 
 bench-train: $(VENV)/.dev  ## measure a training step, against PyTorch if it is installed
 	$(BIN)/python profiling/bench_train.py $(ARGS)
+
+bench-gpu: $(VENV)/.dev $(DEMO)  ## measure generation and training on an NVIDIA GPU, against PyTorch if it is installed
+	$(BIN)/python profiling/bench_gpu.py $(ARGS)
 
 bench-kernels: $(VENV)/.dev $(DEMO)  ## time the kernels on an NVIDIA GPU
 	$(BIN)/python profiling/bench_kernels.py $(ARGS)
