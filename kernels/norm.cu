@@ -47,7 +47,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) layer_norm_forward(
     normalize_any<false, true>(arrays, rows, width, group, eps);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1) rms_norm_forward(
+static const int RMS_BLOCKS = sizeof(REAL) == 2 ? 2 : 1;  // a processor holds: the registers are enough
+
+extern "C" __global__ void __launch_bounds__(512, RMS_BLOCKS) rms_norm_forward(
     const REAL* x, const REAL* residual, const PARAM* weight, REAL* total, REAL* out, float* rstd, long long rows,
     int width, int group, float eps) {
     Forward arrays = {x, residual, weight, nullptr, total, out, nullptr, rstd};

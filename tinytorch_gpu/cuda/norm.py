@@ -8,7 +8,9 @@ from ..ops.norm import heads_gradient, normed_heads
 from .launch import ELEMENTS, Source, element, empty, packed, processors
 
 _MOST_THREADS, _SHORT_BLOCK = 512, 128
-_RESIDENT = 512  # threads of the forward that the registers of a processor are enough for
+# Threads of the forward that the registers of a processor are enough for; of 16-bit rows without a mean twice as many,
+# which these need, since each has half the bytes under way.
+_RESIDENT = 512
 _FORWARD_ELEMENTS, _BACKWARD_BYTES, _WIDE_ELEMENTS = 16, 32, 32  # of a row in a thread
 _MOST_WIDTH = _MOST_THREADS * _WIDE_ELEMENTS
 _RESIDENT_HEADS = 1024  # the same of the norm of heads
@@ -59,8 +61,9 @@ def _forward(x: Any, residual: Any, weight: Any, bias: Any, eps: float, centred:
     wide = width > _MOST_THREADS * _FORWARD_ELEMENTS
     group = _group(width, x.dtype.itemsize, _WIDE_ELEMENTS if wide else _FORWARD_ELEMENTS)
     block = group if group > 32 else _SHORT_BLOCK
+    resident = _RESIDENT if centred or wide or x.dtype.itemsize > 2 else 2 * _RESIDENT
     # Blocks stay for the whole launch, so that each reads the weights once.
-    grid = min(-(-rows * group // block), processors(x) * max(1, _RESIDENT // block))
+    grid = min(-(-rows * group // block), processors(x) * max(1, resident // block))
     last, normed, variant = (
         (rows, width, group, eps),
         x if total is None else total,
