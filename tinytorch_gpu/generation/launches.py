@@ -4,6 +4,7 @@ A norm is done by the linear map behind it, that of queries and keys by attentio
 beside a linear map are two more, and a norm in front of them one of its own.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,7 @@ def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]]:
     if sum(call.op.name == "cached_attention" for call in calls) != layers:
         raise CannotRepeatError("keys and values were appended by plain array code")
     made: list[Callable[[], None]] = []
+    uses = Counter(number for call in calls for number in {id(a) for a in call.arrays})
     skip = False
     for i, call in enumerate(calls):
         if skip or is_view(call):
@@ -69,7 +71,9 @@ def _repeatable(calls: _Recorded, layers: int) -> list[Callable[[], None]]:
         if not _in_place(call):
             raise CannotRepeatError(f"{described(call)} copies an argument that is not contiguous")
         after = calls[i + 1] if i + 1 < len(calls) else None
-        fused = _with_norm(call, after, calls)
+        fused = None
+        if after is not None and after.arrays[0] is call.result and uses[id(call.result)] == 1:
+            fused = _with_norm(call, after)
         skip = fused is not None
         forward, given = fused or call.maker.forward, calls.given[i + skip]
         source = after if skip and after is not None else call
@@ -112,14 +116,12 @@ def is_view(call: Call) -> bool:
     return all(x.data.ptr <= r.data.ptr < x.data.ptr + max(1, x.nbytes) for r in results)
 
 
-def _with_norm(call: Call, after: Call | None, calls: list[Call]) -> Any:
-    """The forward that does a norm and the operation behind it in one launch, if there is one."""
+def _with_norm(call: Call, after: Call) -> Any:
+    """The forward that does a norm and the operation behind it, which alone uses its result, in one launch, if
+    there is one."""
     from ..cuda.cached_attention import after_norm_heads
     from ..cuda.linear import after_norm
 
-    uses = sum(any(a is call.result for a in c.arrays) for c in calls)
-    if after is None or uses != 1 or after.arrays[0] is not call.result:
-        return None
     norm, behind = call.op.name, after.op.name
     if norm in ("layer_norm", "rms_norm") and behind == "linear":
         return after_norm(
