@@ -12,24 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy
-
 from ..backend import dtype_name, kind, namespace
+from .arguments import address, number
 from .compile import Parameter, signatures, source
 
 # The C names of the element types, see kernels/numbers.cuh.
 ELEMENTS = {"float32": "float", "float16": "half", "bfloat16": "bfloat16"}
-_POINTED = {
-    "float": "float32", "half": "float16", "bfloat16": "bfloat16", "int": "int32",
-    "long long": "int64", "unsigned long long": "uint64", "unsigned": "uint32",
-    "unsigned char": "uint8", "bool": "bool", "double": "float64", "eight_bit": "int8",
-}  # fmt: skip
-_SCALARS: dict[str, Any] = {
-    "int": numpy.int32, "unsigned": numpy.uint32, "long long": numpy.int64,
-    "unsigned long long": numpy.uint64, "float": numpy.float32, "bool": numpy.bool_,
-}  # fmt: skip
-_NULL = numpy.uint64(0)
-
 SOURCES: dict[str, "Source"] = {}
 
 
@@ -246,50 +234,10 @@ class Kernel:
             label = f"{self.name}({p.name})"
             if p.pointer:
                 any_strides = p.name in self.strided
-                wanted = None if name == "void" else _POINTED[name]
-                made.append(_address(label, wanted, any_strides))
+                made.append(address(label, name, any_strides))
             else:
-                made.append(_number(label, _SCALARS[name]))
+                made.append(number(label, name))
         return made, options
-
-
-# Converters are asked for every argument of every launch, some thirty of attention's: each looks first at what it
-# nearly always gets.
-def _address(label: str, wanted: str | None, any_strides: bool) -> Callable[[Any], Any]:
-    """What takes an array as the kernel's pointer."""
-
-    def convert(x: Any) -> Any:
-        if x is None:
-            return _NULL
-        where = kind(x)
-        if not where or where == "cpu":
-            what = "an array of a GPU, not of NumPy" if where else f"an array, not {x!r}"
-            raise TypeError(f"{label} must be {what}")
-        if wanted is not None and dtype_name(x.dtype) != wanted:
-            raise TypeError(f"{label} must hold {wanted}, not {dtype_name(x.dtype)}")
-        if not any_strides and not x.flags.c_contiguous:
-            raise ValueError(f"{label} must be contiguous, not of strides {x.strides}")
-        return x
-
-    return convert
-
-
-def _number(label: str, wanted: Any) -> Callable[[Any], Any]:
-    """What takes a number as the kernel's ``wanted``."""
-    if wanted in (numpy.float32, numpy.bool_):
-        return wanted
-    low, high = (int(limit) for limit in (numpy.iinfo(wanted).min, numpy.iinfo(wanted).max))
-
-    def convert(x: Any) -> Any:
-        if type(x) is not int:
-            if not hasattr(x, "__index__") and not isinstance(x, numpy.bool_):
-                raise TypeError(f"{label} must be a whole number, not {x!r}")
-            x = int(x)
-        if not low <= x <= high:
-            raise OverflowError(f"{label} does not fit {wanted.__name__}: {x}")
-        return wanted(x)
-
-    return convert
 
 
 def processors(like: Any) -> int:
