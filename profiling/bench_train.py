@@ -31,20 +31,21 @@ LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset and its batch; ``steps`` are those of a window, the targets ours in PyTorch's, of time by
-    NumPy alone and by native code."""
+    """A preset and its batch; ``steps`` are those of a window, of which ``windows`` count; the targets ours in
+    PyTorch's, of time by NumPy alone and by native code."""
 
     preset: str
     batch: int
     length: int
     steps: int
+    windows: int
     time_targets: tuple[float, float | None]
     memory_target: float = 1.0
 
 
 RECIPES = {
-    "shakespeare-char": Recipe("shakespeare-char", 12, 64, 20, (1.0, None)),
-    "gpt2": Recipe("gpt2", 4, 256, 1, (1.4, 1 / 1.1)),
+    "shakespeare-char": Recipe("shakespeare-char", 12, 64, 20, 25, (1.0, None)),
+    "gpt2": Recipe("gpt2", 4, 256, 1, 7, (1.4, 1 / 1.1)),
 }
 
 
@@ -312,7 +313,9 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=RECIPES, action="append", help="default: all")
-    parser.add_argument("--windows", type=int, default=7, help="counted windows of each engine")
+    parser.add_argument(
+        "--windows", type=int, help="counted of each engine (default: the recipe's)"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--profile", choices=RECIPES, help="our time by operation, no comparison")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -328,7 +331,9 @@ def main() -> None:
         return
     result = {
         "machine": machine(), "threads": given.threads, "date": time.strftime("%Y-%m-%d"),
-        "recipes": [measure(name, given.windows, given.threads) for name in names],
+        "recipes": [
+            measure(name, given.windows or RECIPES[name].windows, given.threads) for name in names
+        ],
     }  # fmt: skip
     print(json.dumps(result, indent=1) if given.json else table(result))
     if given.save:
