@@ -198,7 +198,7 @@ def table(result: dict[str, Any]) -> str:
     """All as Markdown, the ratio first."""
     return "\n".join([
         f"{result['card']}, {result['date']}; medians of {result['windows']} windows in turn. A ratio above 1 means "
-        "that tinytorch_gpu is faster. GB/s: the weights alone, once a token.",
+        "that tinytorch_gpu is faster. GB/s: the weights alone, once a step.",
         "",
         "| | ratio | tokens/s | PyTorch's | ms | GB/s |",
         "|---|---|---|---|---|---|",

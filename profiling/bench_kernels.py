@@ -109,10 +109,11 @@ def line(row: dict[str, Any], copy: float, product: float) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """All figures as Markdown."""
+    cuda = result["driver"]  # the version that the driver speaks
     lines = [
         "# Kernels on a GPU",
         "",
-        f"{result['card']}, driver {result['driver']}, CuPy {result['cupy']}, peer PyTorch {result['torch']}, "
+        f"{result['card']}, CUDA {cuda // 1000}.{cuda % 1000 // 10}, CuPy {result['cupy']}, peer PyTorch {result['torch']}, "
         f"{result['date']}, by profiling/bench_kernels.py. Medians of {result['repeats']}, from memory, without the "
         "launch. A speed above 1 means that this kernel takes less time than PyTorch's. In brackets: of the copy's "
         "bytes and of the product's operations a second.",

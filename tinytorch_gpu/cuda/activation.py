@@ -76,7 +76,7 @@ def column_sums(rows: Any, dtype: Any) -> Any:
     out = empty(rows, (width,), "float32" if wide else dtype)
     across, down = _block(width, 16 // rows.dtype.itemsize)
     blocks = -(-width // (16 // rows.dtype.itemsize * across))
-    # As many blocks as keep the device busy, but not so many that their sums weigh anything.
+    # As many blocks as keep the device busy, but not so many that their sums are more than a sixteenth of rows of 16 bits.
     most = -(-8 * processors(rows) // max(1, blocks))
     parts = max(1, min(most, count // _ROWS_A_PARTIAL))
     whole = parts == 1 and wide
