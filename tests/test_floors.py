@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tinytorch_gpu"
 FLOORS = {
     "backend": 0, "devices": 0, "processors": 0, "toolchain": 0, "emulated": 0, "special": 0, "rng": 0, "nvtx": 0, "config": 0,
     "quantized": 0,
-    "core.graph": 1, "core.mode": 1, "core.operators": 1, "core.tensor": 1, "core.op": 1, "weight": 1, "ops": 2, "cuda": 3, "native": 3, "host": 3, "core": 4,
+    "core.deferred": 1, "core.graph": 1, "core.mode": 1, "core.operators": 1, "core.tensor": 1, "core.op": 1, "weight": 1, "ops": 2, "cuda": 3, "native": 3, "host": 3, "core": 4,
     "generation": 5, "tokenizers": 5, "checkpoint": 5, "training": 5, "profiler": 6, "cli": 7,
     "__init__": 8, "__main__": 8,
 }  # fmt: skip

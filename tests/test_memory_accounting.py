@@ -7,8 +7,10 @@ import pytest
 
 from tinytorch_gpu import native
 from tinytorch_gpu.config import FAMILIES, TransformerConfig, preset
-from tinytorch_gpu.host import threads
-from tinytorch_gpu.profiler import Setting, inference_memory, lifetimes, training_memory, workspace
+from tinytorch_gpu.host import chain, threads
+from tinytorch_gpu.profiler import (
+    Setting, deferral, inference_memory, lifetimes, training_memory, workspace,
+)  # fmt: skip
 from tinytorch_gpu.profiler.memory import optimizer_bytes, saved_bytes
 from tinytorch_gpu.profiler.traced import measure_inference_memory, measure_training_memory
 
@@ -125,6 +127,26 @@ def test_a_prompt_s_memory_within_a_twentieth_too(name: str, cache: str | None) 
         assert said[part] == found[part], part
     for part in ("workspace", "total"):
         assert said[part] == pytest.approx(found[part], rel=0.05), part
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_s_results_that_wait_for_each_other(
+    name: str, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With threads, of whom none comes to help: then one has all buffers there are at a time."""
+    threads.set_threads(2)
+    monkeypatch.setattr(threads, "_helpers", lambda count: [])
+    monkeypatch.setattr(workspace, "threads", lambda: 1)
+    choices, sizes, batch, tokens = PROMPTS[name]
+    config = TransformerConfig(*sizes, **choices)  # type: ignore[arg-type]
+    found = measure_inference_memory(config, batch, tokens, "float64")
+    said = inference_memory(Setting(config, "float64"), batch, tokens)
+    assert said.workspace == pytest.approx(found.workspace, rel=0.05)
+    monkeypatch.setattr(deferral, "joins", lambda call, where: False)
+    alone = inference_memory(Setting(config, "float64"), batch, tokens)
+    if batch > 1:
+        assert said.workspace > 1.2 * alone.workspace
+    assert said.workspace - alone.workspace <= chain.WAITING
 
 
 @pytest.mark.usefixtures("one_thread")

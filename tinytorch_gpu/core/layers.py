@@ -33,8 +33,8 @@ class _Norm(Module):
     def _flat(self, x: Any) -> tuple[Tensor, tuple[int, ...]]:
         """``x`` with the normalized axes as one, and the shape to give the result."""
         x = as_tensor(x, self.gamma)
-        if x.data.shape[-1:] == self.normalized_shape:
-            return x, x.data.shape
+        if x.shape[-1:] == self.normalized_shape:
+            return x, x.shape
         covered = len(self.normalized_shape)
         if x.shape[-covered:] != self.normalized_shape:
             raise ValueError(f"expected (..., {self.normalized_shape}), got shape {x.shape}")

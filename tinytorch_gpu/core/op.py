@@ -17,6 +17,7 @@ from typing import Any
 from .. import nvtx
 from ..backend import DEVICES, kind, kind_of_type, kinds
 from ..devices import load_makers, loaded_makers
+from .deferred import ready, waiting
 from .graph import Node, tokens
 from .operators import operators
 from .tensor import Tensor, grad_enabled, wrap
@@ -31,12 +32,15 @@ class Maker:
 
     ``plan(result, *arrays, **options)`` prepares a call to be repeated: it returns a function, or
     native ``Record``s, that read the same arrays anew and write the same result in place; or None.
+    ``joins(*arrays, **options)`` says whether ``forward`` may be called while arrays it is given are not there yet
+    (``deferred.py``): without it, all are.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None
     accepts: Callable[..., bool] | None
     plan: Callable[..., Any] | None = None
+    joins: Callable[..., bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,14 @@ class Op:
         backward: Callable[..., Any] | None = None,
         accepts: Callable[..., bool] | None = None,
         plan: Callable[..., Any] | None = None,
+        joins: Callable[..., bool] | None = None,
         *,
         ahead: bool = False,
     ) -> None:
         """Register a fast version for the arrays of device kind ``where``, behind or ``ahead`` of those
         it has: the first that accepts a call does it."""
         makers = self.makers.setdefault(where, [])
-        makers.insert(0 if ahead else len(makers), Maker(forward, backward, accepts, plan))
+        makers.insert(0 if ahead else len(makers), Maker(forward, backward, accepts, plan, joins))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if not self._options.issuperset(options):
@@ -124,7 +129,7 @@ class Op:
         for a in args:
             if isinstance(a, Tensor):
                 wanted, spared = wanted or a.requires_grad, spared or not a.requires_grad
-                a = a.data
+                a = a._data
             else:
                 spared = spared or a is not None
             arrays.append(a)
@@ -135,15 +140,19 @@ class Op:
         where = self._place(arrays)
         maker = self._maker(where, arrays, options)
         forward = self.reference if maker is None else maker.forward
+        if waiting() and not (maker and maker.joins and maker.joins(*arrays, **options)):
+            ready()
         if nvtx.on:
             fell_back = maker is None and where in DEVICES and not self.view
             name = self.range + " (reference)" if fell_back else self.range
             with nvtx.span(name, "op", tokens(arrays)):
                 made = forward(*arrays, **options)
+                ready()  # a range shows all of an operation
         else:
             made = forward(*arrays, **options)
         calls = _recording.calls
         if calls is not None:
+            ready()
             result = made[0] if self.differentiable else made
             calls.append(Call(self, maker, arrays, options, result))
         if not self.differentiable:
@@ -200,12 +209,12 @@ class Op:
         backward, name = self.reference_backward, self.backward_range
         if maker is not None and maker.backward is not None:
             backward = maker.backward
-        elif nvtx.on and kind(tensors[0].data) in DEVICES:
+        elif nvtx.on and kind(tensors[0]._data) in DEVICES:
             name += " (reference)"
         parents = [a if isinstance(a, Tensor) and a.requires_grad else None for a in args]
         node = Node(self.name, backward, parents, residuals, options, name)
         for i, tensor in enumerate(tensors):
-            data = tensor.data
+            data = tensor._data
             node.outputs.append((data.shape, data.dtype))
             tensor.node, tensor.output, tensor.requires_grad = node, i, True
 

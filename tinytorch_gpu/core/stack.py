@@ -8,6 +8,7 @@ from ..config import TransformerConfig
 from ..rng import Generator
 from .block import TransformerBlock
 from .cross_attention import Memory
+from .deferred import deferring
 from .layers import NORMS
 from .module import Builder, Module
 from .positions import Positions, RelativePositions, Rotary
@@ -49,26 +50,27 @@ class Stack(Module):
             keys = positions.stop if cache is None else cache.stop
             positions.bias = self.relative(positions, keys)
         weights: list[Tensor] = []
-        try:
-            for i, block in enumerate(self.transformer_blocks):
+        with deferring():
+            try:
+                for i, block in enumerate(self.transformer_blocks):
+                    if nvtx.on:
+                        nvtx.enter(self._ranges[i], "layer", i)
+                    run = functools.partial(
+                        block, mask=mask, return_attention_weights=return_attention_weights,
+                        cache=cache, layer=i, rotary=self.rotary,
+                    )  # fmt: skip
+                    if self.recompute and not return_attention_weights:
+                        x = self._again(run, x, positions, memory)
+                        continue
+                    made = run(x, memory=memory, positions=positions)
+                    if return_attention_weights:
+                        made, layer_weights = made
+                        weights.append(layer_weights)
+                    x = made
+            finally:
                 if nvtx.on:
-                    nvtx.enter(self._ranges[i], "layer", i)
-                run = functools.partial(
-                    block, mask=mask, return_attention_weights=return_attention_weights,
-                    cache=cache, layer=i, rotary=self.rotary,
-                )  # fmt: skip
-                if self.recompute and not return_attention_weights:
-                    x = self._again(run, x, positions, memory)
-                    continue
-                made = run(x, memory=memory, positions=positions)
-                if return_attention_weights:
-                    made, layer_weights = made
-                    weights.append(layer_weights)
-                x = made
-        finally:
-            if nvtx.on:
-                nvtx.leave("layer")
-        return self.final_norm(x), weights
+                    nvtx.leave("layer")
+            return self.final_norm(x), weights
 
     def _again(self, run: Any, x: Tensor, positions: Positions, memory: Memory | None) -> Tensor:
         """A block that is run a second time in the backward, from all that it reads."""

@@ -11,6 +11,7 @@ from ..backend import dtype as dtype_called
 from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
 from ..devices import Device, device, device_of
+from .deferred import ready
 from .graph import Node, propagate
 from .mode import enable_grad, grad_enabled, no_grad
 from .operators import Operators, operators
@@ -27,7 +28,7 @@ class Tensor(Operators):
     floats become float32. ``.data`` is the raw array, ``.grad`` a Tensor or None.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "node", "output", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "grad", "node", "output", "requires_grad")
     __array_ufunc__ = None  # array + tensor is the tensor's business
 
     def __init__(
@@ -37,7 +38,7 @@ class Tensor(Operators):
         dtype: Any = None,
         device: "str | Device | None" = None,
     ):
-        self.data = as_array(data, dtype, device)
+        self._data = as_array(data, dtype, device)
         self.grad: Tensor | None = None
         self.node: Node | None = None
         self.output = 0
@@ -45,32 +46,43 @@ class Tensor(Operators):
         if requires_grad:
             self.requires_grad_()
 
+    @property
+    def data(self) -> Any:
+        """The raw array."""
+        ready()
+        return self._data
+
+    @data.setter
+    def data(self, array: Any) -> None:
+        ready()
+        self._data = array
+
     # --- what it is ---
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape
+        return self._data.shape
 
     @property
     def dtype(self) -> Any:
-        return self.data.dtype
+        return self._data.dtype
 
     @property
     def device(self) -> Device:
-        return device_of(self.data)
+        return device_of(self._data)
 
     @property
     def ndim(self) -> int:
-        return len(self.data.shape)
+        return len(self._data.shape)
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(self.data.size)
+        return int(self._data.size)
 
     @property
     def tokens(self) -> int:
         """Number of rows, all axes but the last taken together: tokens, for states (B, T, C)."""
-        return math.prod(self.data.shape[:-1])
+        return math.prod(self._data.shape[:-1])
 
     @property
     def is_leaf(self) -> bool:
@@ -248,7 +260,7 @@ class Parameter(Tensor):
 def wrap(array: Any) -> Tensor:
     """Return a Tensor of ``array`` without looking at it: the cheap way out of an operation."""
     tensor = Tensor.__new__(Tensor)
-    tensor.data = array
+    tensor._data = array
     tensor.grad = tensor.node = None
     tensor.output = 0
     tensor.requires_grad = False

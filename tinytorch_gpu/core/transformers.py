@@ -19,6 +19,7 @@ from ..rng import Generator
 from ..weight import Weight
 from .block import TransformerBlock
 from .cross_attention import Memory
+from .deferred import deferring
 from .embeddings import Embedding, LearnedPositionalEmbedding, PositionalEncoding, as_ids
 from .layers import NORMS, Dropout, LayerNorm, Linear, PositionwiseFeedForward
 from .module import Builder, megabytes
@@ -152,7 +153,7 @@ class Transformer(Stack):
         ``encode`` made of them.
         """
         recording = contextlib.nullcontext() if cache is None else no_grad()
-        with self.device.active(), recording:
+        with self.device.active(), recording, deferring():
             ids = as_ids(input_ids, self.config.vocab_size, self.device)
             memory = self._memory(source, cache)
             hidden, weights = self.hidden(

@@ -11,15 +11,17 @@ from typing import Any
 import numpy
 
 from ..backend import is_half, narrow, widen
+from ..core.deferred import ready
 from ..core.tensor import grad_enabled
 from ..ops import attention
 from ..ops.attention import Weights
 from ..quantized.cache import EightBit
 from ..special import append_rows
 from .buffers import plain
+from .chain import follow
 from .rotary import turn
 from .scores import QUERIES, Block, Scores
-from .threads import share, split
+from .threads import sequence_parts, share, split
 
 
 def _accepts(
@@ -27,6 +29,10 @@ def _accepts(
     starts: Any = None, state: Any = None, *, dropout: float = 0.0, **options: Any,
 ) -> bool:  # fmt: skip
     return plain(q, k, v) and mask is None and bias is None and not dropout
+
+
+def _joins(q: Any, k: Any, v: Any, *arrays: Any, **options: Any) -> bool:
+    return len(batch_parts(q, k)) > 1
 
 
 def _forward(
@@ -44,9 +50,8 @@ def _forward(
     kept = _room_for_weights(inputs, window) if short and grad_enabled() else None
     lse = None if short else numpy.empty((batch, heads, rows, 1), q.dtype)
 
-    scores = Scores(inputs, causal, scale, window, kept)
-
     def one(part: slice) -> None:
+        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
             mixed = scores.by_head(out, block)
             sums = None if lse is None else scores.by_head(lse.transpose(0, 2, 1, 3), block)
@@ -62,7 +67,7 @@ def _forward(
                 if sums is not None:
                     sums[...] = numpy.inf
 
-    share(one, batch_parts(q, k))
+    follow(one, batch_parts(q, k), (out,) if kept is None else (out, kept), rows)
     return out, (inputs, out, Weights(kept) if short else lse)
 
 
@@ -91,9 +96,10 @@ def _mix(weights: Any, values: Any, out: Any) -> None:
 
 
 def batch_parts(q: Any, k: Any) -> list[slice]:
-    """Rows of the batch for threads to share, where they have enough scores."""
+    """Sequences for threads to share: those of the parts of a product, which then follow each other, where these hold
+    whole ones; else as there are enough scores."""
     batch, rows, heads, _ = q.shape
-    return split(batch, batch * rows * heads * k.shape[1] >> 16)
+    return sequence_parts(batch, rows) or split(batch, batch * rows * heads * k.shape[1] >> 16)
 
 
 def _attend(powers: Any, top: Any, values: Any, out: Any, lse: Any) -> None:
@@ -154,9 +160,8 @@ def _backward(
         for gradient in gradients[1:]:  # else one block of queries sees all keys
             gradient[...] = 0
 
-    scores = Scores(inputs, causal, scale, window, kept)
-
     def one(part: slice) -> None:
+        scores = Scores(inputs, causal, scale, window, kept)
         for block in scores.blocks(part):
             if block.keys.start < block.keys.stop:
                 _go_back(scores, block, v, lse, dout, *gradients)
@@ -236,7 +241,7 @@ def cached(
     kv_heads = (packed.shape[2] - heads) // 2
     turned = heads + kv_heads
     if cos is not None:
-        packed, _ = turn(packed, cos, sin, positions, heads=turned)
+        packed = turn(packed, cos, sin, positions, heads=turned)
     append_rows(keys, packed[:, :, heads:turned], starts)
     append_rows(values, packed[:, :, turned:], starts)
     firsts = None if isinstance(starts, int) else starts
@@ -245,6 +250,7 @@ def cached(
         packed[:, :, :heads], keys, values, None, None, lengths, firsts,
         causal=causal, scale=scale, window=window,
     )  # fmt: skip
+    ready()  # before the copies of the cache are let go of
     return out.reshape(*out.shape[:2], -1)
 
 
@@ -258,4 +264,4 @@ def accepts_cached(
     return held and (cos is None or 2 * cos.shape[1] == packed.shape[3])
 
 
-attention.maker("cpu", _forward, _backward, accepts=_accepts)
+attention.maker("cpu", _forward, _backward, accepts=_accepts, joins=_joins)

@@ -12,9 +12,10 @@ from ..ops import linear
 from ..ops.activation import Slope
 from ..quantized import QuantizedMatrix
 from .activation import ACTIVATIONS, PLANNED, SLOPED
-from .buffers import plain, rows_of
+from .buffers import plain, row_blocks, rows_of
+from .chain import follow
 from .linear_backward import backward
-from .threads import row_parts, share
+from .threads import row_parts
 
 # The BLAS falls behind between one row and this many: rows of zeros make up the difference.
 FEW_ROWS = 8
@@ -34,14 +35,25 @@ def _accepts(
     return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
 
 
+def _parts(x: Any, weight: Any) -> list[slice]:
+    """Rows of a product for threads to share; none for a weight that must be widened first."""
+    if isinstance(weight, QuantizedMatrix) or weight.dtype != x.dtype:
+        return []
+    return row_parts(x.size // max(x.shape[-1], 1))
+
+
+def _joins(x: Any, weight: Any, bias: Any = None, residual: Any = None, **options: Any) -> bool:
+    as_rows = all(given is None or given.flags.c_contiguous for given in (x, residual))
+    return as_rows and len(_parts(x, weight)) > 1
+
+
 def _forward(
     x: Any, weight: Any, bias: Any = None, residual: Any = None,
     *, activation: str | None = None, needs: Any = None,
 ) -> Any:  # fmt: skip
     rows = rows_of(x)
     added = None if residual is None else rows_of(residual)
-    dense = not isinstance(weight, QuantizedMatrix) and weight.dtype == x.dtype
-    parts = row_parts(len(rows)) if dense else []
+    parts = _parts(x, weight)
     sloped = grad_enabled() and activation in SLOPED
     if len(parts) > 1:
         inner, out = _shared(rows, weight, bias, added, activation, sloped, parts)
@@ -95,7 +107,7 @@ def _shared(
         if added is not None:
             out[part] += added[part]
 
-    share(one, parts)
+    follow(one, parts, (inner,) if out is inner else (inner, out))
     return inner, out
 
 
@@ -113,7 +125,8 @@ def _activate(activation: str, inner: Any, out: Any, sloped: bool) -> None:
     elif own is not None:
         own.into(inner, out)
     else:
-        out[...] = OPS[activation].reference(inner)[0]
+        for part in row_blocks(*inner.shape):
+            out[part] = OPS[activation].reference(inner[part])[0]
 
 
 def _product(rows: Any, weight: Any) -> Any:
@@ -218,4 +231,4 @@ def _plan(
     return run
 
 
-linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan)
+linear.maker("cpu", _forward, backward, accepts=_accepts, plan=_plan, joins=_joins)

@@ -12,7 +12,7 @@ from ..ops.activation import Slope
 from ..quantized import QuantizedMatrix
 from . import threads
 from .activation import ACTIVATIONS
-from .buffers import column_sums, rows_of
+from .buffers import column_sums, row_blocks, rows_of
 from .threads import row_parts, share, split, unequal
 
 # The gradient of a weight is made in parts: so many at most, of so many rows and multiplications at least.
@@ -114,4 +114,5 @@ def _activation_gradient(activation: str, inner: Any, dy: Any, dx: Any) -> None:
     if own is not None:
         own.gradient_into(inner, dy, dx)
     else:
-        dx[...] = OPS[activation].differentiate((inner,), dy)[0]
+        for part in row_blocks(*inner.shape):
+            dx[part] = OPS[activation].differentiate((inner[part],), dy[part])[0]

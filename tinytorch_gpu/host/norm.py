@@ -1,6 +1,7 @@
 """Layer and RMS normalization in blocks of rows, each read once from memory."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -9,13 +10,28 @@ from ..core.tensor import grad_enabled
 from ..ops import add_layer_norm, add_rms_norm, layer_norm, norm_heads, rms_norm
 from ..ops.norm import heads_gradient, normed_heads
 from .buffers import column_sums, plain, row_blocks, rows_of
-from .threads import share
+from .chain import follow
+from .threads import row_parts, share
 
 
 def _parts(rows: Any) -> list[slice]:
     """Blocks for threads to share, or all rows where those would be but two short ones."""
     blocks = list(row_blocks(*rows.shape))
     return blocks if len(blocks) > 2 else [slice(0, len(rows))]
+
+
+def _blockwise(work: Callable[[slice], None], width: int) -> Callable[[slice], None]:
+    """``work`` on rows of ``width`` in blocks that stay in cache."""
+
+    def blocks(part: slice) -> None:
+        for block in row_blocks(part.stop - part.start, width):
+            work(slice(part.start + block.start, part.start + block.stop))
+
+    return blocks
+
+
+def _joins(x: Any, *weights: Any, **options: Any) -> bool:
+    return x.flags.c_contiguous and x.size != x.shape[-1]
 
 
 def _row_norms(rows: Any) -> Any:
@@ -38,7 +54,7 @@ def _layer(x: Any, weight: Any, bias: Any, *, eps: float = 1e-5) -> Any:
         centred *= weight
         centred += bias
 
-    share(one, _parts(rows))
+    follow(_blockwise(one, width), row_parts(count), (out,))
     per_row = (*x.shape[:-1], 1)
     return out.reshape(x.shape), (x, weight, mean.reshape(per_row), rstd.reshape(per_row))
 
@@ -62,7 +78,7 @@ def _rms(x: Any, weight: Any, *, eps: float = 1e-6) -> Any:
         scaled = numpy.multiply(rows[part], rstd[part], out=out[part])
         scaled *= weight
 
-    share(one, _parts(rows))
+    follow(_blockwise(one, width), row_parts(len(rows)), (out,))
     return out.reshape(x.shape), (x, weight, rstd.reshape(*x.shape[:-1], 1))
 
 
@@ -218,8 +234,8 @@ def _plan_heads(
     return run
 
 
-layer_norm.maker("cpu", _layer, layer_backward, accepts=_accepts, plan=_plan_layer)
-rms_norm.maker("cpu", _rms, rms_backward, accepts=_accepts, plan=_plan_rms)
+layer_norm.maker("cpu", _layer, layer_backward, _accepts, _plan_layer, _joins)
+rms_norm.maker("cpu", _rms, rms_backward, _accepts, _plan_rms, _joins)
 add_layer_norm.maker("cpu", _add_layer, add_layer_backward, accepts=_accepts)
 add_rms_norm.maker("cpu", _add_rms, add_rms_backward, accepts=_accepts)
 norm_heads.maker("cpu", _heads, _heads_backward, accepts=_accepts_heads, plan=_plan_heads)

@@ -1,11 +1,14 @@
 """Rotary positions in three passes over all heads at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 
 from ..ops.rotary import rotary
 from .buffers import plain
+from .chain import follow
+from .threads import sequence_parts
 
 # The factors made last: every layer of a step asks for the same ones. The arrays are held, so their
 # identity stays theirs.
@@ -32,19 +35,44 @@ def _factors(
     return own, other
 
 
-def turn(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
-    """The forward of ``rotary`` for whole heads."""
+def _turns(
+    x: Any, cos: Any, sin: Any, positions: Any, heads: int | None
+) -> tuple[Any, Callable[[slice], None]]:
+    """An array like ``x`` for its heads when they are turned, and what turns those of some sequences."""
     total, width = x.shape[2], x.shape[3]
     turned = total if heads is None else heads
-    own, other = _factors(cos, sin, positions, turned, total - turned, width, x.dtype)
     halves = x.reshape(*x.shape[:3], 2, width // 2)
-    out = halves * own
-    out += halves[..., ::-1, :] * other
-    return out.reshape(x.shape), (cos, sin, positions)
+    factors = _factors(cos, sin, positions, turned, total - turned, width, x.dtype)
+    own, other = (numpy.broadcast_to(f, halves.shape) for f in factors)
+    out = numpy.empty(halves.shape, x.dtype)
+
+    def one(part: slice) -> None:
+        numpy.multiply(halves[part], own[part], out=out[part])
+        out[part] += halves[part, ..., ::-1, :] * other[part]
+
+    return out.reshape(x.shape), one
+
+
+def turn(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
+    """``x`` (B, T, N, D), its heads turned."""
+    out, one = _turns(x, cos, sin, positions, heads)
+    one(slice(None))
+    return out
+
+
+def _forward(x: Any, cos: Any, sin: Any, positions: Any, *, heads: int | None = None) -> Any:
+    out, one = _turns(x, cos, sin, positions, heads)
+    whole = [slice(0, len(x))]
+    follow(one, sequence_parts(*x.shape[:2]) or whole, (out,), x.shape[1])
+    return out, (cos, sin, positions)
 
 
 def _accepts(x: Any, cos: Any, *rest: Any, heads: int | None = None) -> bool:
     return plain(x) and 2 * cos.shape[1] == x.shape[3]
 
 
-rotary.maker("cpu", turn, accepts=_accepts)
+def _joins(x: Any, *arrays: Any, **options: Any) -> bool:
+    return bool(x.flags.c_contiguous)
+
+
+rotary.maker("cpu", _forward, accepts=_accepts, joins=_joins)

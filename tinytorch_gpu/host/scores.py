@@ -5,10 +5,8 @@ its own problem, so a batch of different lengths does no work for the padding; k
 a block may see are never looked at.
 """
 
-import collections
 import itertools
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Scores:
-    """The scores of one call, block by block, for threads to share.
+    """The scores of one part of a call, block by block.
 
     The query heads of one key head are stacked, so that a product is (K, G T, D) by (K, D, S), for each
     of the R rows of a block. Scores are made in ``kept`` (B, K, G T, S) if that is given, which needs all queries in
@@ -56,7 +54,7 @@ class Scores:
         self.lengths = None if lengths is None else _per_row(lengths, batch)
         self.starts = None if starts is None else _per_row(starts, batch)
         self.kept = kept
-        self._scratch: dict[int, dict[str, Any]] = collections.defaultdict(dict)  # of each thread
+        self._scratch: dict[str, Any] = {}
         # Those of one block: mostly the next one's too.
         self._masks: tuple[Any, list[_Hidden]] = (None, [])
 
@@ -97,11 +95,10 @@ class Scores:
                 yield slice(first, min(first + each, rows.stop)), heads
 
     def buffer(self, name: str, *shape: int) -> Any:
-        """An array for this thread to write to, of the same memory each time."""
-        size, own = math.prod(shape), self._scratch[threading.get_ident()]
-        held = own.get(name)
+        """An array to write to, of the same memory each time."""
+        size, held = math.prod(shape), self._scratch.get(name)
         if held is None or held.size < size:
-            held = own[name] = numpy.empty(size, self.q.dtype)
+            held = self._scratch[name] = numpy.empty(size, self.q.dtype)
         return held[:size].reshape(shape)
 
     def by_head(self, x: Any, block: Block) -> Any:

@@ -1,10 +1,10 @@
-"""Heads put together again, which costs nothing where they never came apart."""
+"""Other shapes of what may not be there yet, and heads put together again: it costs nothing where they never came apart."""
 
 from typing import Any
 
 import numpy
 
-from ..ops import split_heads
+from ..ops import reshape, split_heads
 from .buffers import plain
 
 
@@ -28,4 +28,12 @@ def _same(view: Any, part: Any) -> bool:
     return bool(view.__array_interface__ == part.__array_interface__)
 
 
-split_heads.maker("cpu", _forward, _backward, accepts=lambda x, **options: plain(x))
+split_heads.maker(
+    "cpu",
+    _forward,
+    _backward,
+    accepts=lambda x, **options: plain(x),
+    joins=lambda x, **options: True,
+)
+# That of another array may be a copy.
+reshape.maker("cpu", reshape.reference, joins=lambda x, **options: x.flags.c_contiguous)

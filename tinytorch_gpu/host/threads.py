@@ -23,8 +23,9 @@ import numpy.linalg
 
 # Rows that a product should have: with fewer, moving the matrix costs more than the product.
 ROWS = 96
-# Parts for each thread, so that one that comes late does fewer.
-PARTS = 2
+# Parts for each thread, so that one that comes late does fewer, and rows that each then has: the BLAS is quicker with
+# many.
+PARTS, LONG = 2, 512
 # A part of the thread that calls and of another, where there is work put off beside them.
 LONGER = 5, 3
 # Bytes that work which was put off may keep alive.
@@ -203,7 +204,15 @@ def unequal(rows: int, most: int) -> list[slice]:
 
 def row_parts(rows: int, cut: Cut = split) -> list[slice]:
     """``cut`` over rows of a product."""
-    return cut(rows, rows // ROWS)
+    return cut(rows, max(min(rows // ROWS, threads()), rows // LONG))
+
+
+def sequence_parts(batch: int, rows: int) -> list[slice]:
+    """``row_parts`` of a ``batch`` of sequences of ``rows``, by the sequence; none if they cut one."""
+    parts = row_parts(batch * rows)
+    if any(part.start % rows or part.stop % rows for part in parts):
+        return []
+    return [slice(part.start // rows, part.stop // rows) for part in parts]
 
 
 def share(work: Callable[[slice], None], parts: Iterable[slice] | Iterator[slice]) -> None:

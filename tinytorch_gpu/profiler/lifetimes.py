@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..host import threads
 from .calls import Array, Call
 from .costs import VIEWS
+from .deferral import Deferral
 from .workspace import backward_workspace, forward_workspace, is_native, made_unrecorded
 
 
@@ -71,21 +72,25 @@ def run_forward(
             last[normed] = max(last[normed], _end_of_part(calls, i))
     if not recorded:
         _hold_inputs(calls, last)
-    result = result_of(calls).owner
+    result, deferral = result_of(calls).owner, Deferral(ledger, where)
     for i, call in enumerate(calls):
+        deferral.before(call, call.op in VIEWS)
         made = [a for a in call.outputs if a.base is None and a.kind != "ids"]
         keeps = call.keeps if recorded else made_unrecorded(call, where)
         for array in (*made, *keeps):
             ledger.make(array)
         ledger.need(forward_workspace(call, where, recorded))
+        deferral.made(call, [*made, *keeps])
         if recorded:
             for array in held(call):
                 ledger.hold(array)
         for array in keeps:
-            ledger.drop(array)
+            deferral.drop(array)
         for array in [a for a, until in last.items() if until == i]:
             if array is not result and array is not given:
-                ledger.drop(array)
+                deferral.drop(array)
+        deferral.settle()
+    deferral.finish()
     return result
 
 

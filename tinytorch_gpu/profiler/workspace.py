@@ -23,8 +23,8 @@ from ..quantized.cache import groups_of
 from .calls import Array, Call
 from .costs import has_bias
 
-# A reference makes a temporary for every step: so many arrays of the input's size at the worst moment.
-GELU, GELU_BACK = 7, 8
+# The reference of an exact GELU makes a temporary for every step: so many blocks at the worst moment.
+GELU = 14
 FEW_TOKENS = 8  # MOST_TOKENS of cuda/cached_attention.py: more are a prompt to a GPU
 # Attention with dropout or a bias runs its reference: arrays of all scores at the worst moment.
 SCORES_KEPT, SCORES_BACK = 10, 9
@@ -116,16 +116,17 @@ def _linear(call: Call) -> int:
     if activation is None:
         return 0
     inner = round(x.size // x.shape[-1] * weight.shape[0] * x.width)
-    some = min(inner, 4 * BLOCK) if x.width == 4 else inner  # float32 in blocks of rows
-    return (0 if call.keeps else inner) + (GELU * some if activation == "gelu" else 0)
+    some = _buffers(call, GELU, split) if activation == "gelu" else 0
+    return (0 if call.keeps else inner) + some
 
 
 def _linear_back(call: Call) -> int:
     """The gradient before the activation; of a 16-bit weight also itself and its gradient, widened."""
     weight, activation = call.arrays[1], call.options.get("activation")
     assert weight is not None
-    inner = call.keeps[0].nbytes if activation else 0
-    own = inner * (GELU_BACK if activation == "gelu" else 1)
+    own = call.keeps[0].nbytes if activation else 0
+    if activation == "gelu":
+        own += _buffers(call, GELU, unequal)
     if weight.width < 4:
         return own + 8 * weight.size
     return own + (_buffers(call, 2 + BUFFERS, unequal, 2) if activation in GATED else 0)
@@ -156,7 +157,7 @@ def _block(call: Call, queries: int, keys: int) -> tuple[int, int, int]:
     the attention over ``keys``: of several rows of the batch, or of a part of one."""
     q, k = call.arrays[:2]
     assert q is not None and k is not None
-    groups, kv_heads = q.shape[2] // k.shape[2], k.shape[2]
+    groups, kv_heads = _groups(call), k.shape[2]
     each = groups * queries * max(keys, 1)
     count, parts = max(1, SCORES // each), batch_parts(q, k)
     together = min(kv_heads, count) * max(1, min(parts[0].stop, count // kv_heads))
@@ -190,7 +191,8 @@ def _attention(call: Call) -> int:
     scores, rows, _, before = _largest(call)
     head, width = call.outputs[0].shape[-1], _first(call).width
     scores = 0 if _keeps_weights(call) else scores
-    more = max(before + rows * head, 2 * rows * head + 4 * rows)
+    queries = rows * head if _copies_queries(call) else 0
+    more = queries + max(before, rows * head + 4 * rows)
     return round(width * (scores + more)) + _masks(call)
 
 
@@ -201,8 +203,8 @@ def _masks(call: Call) -> int:
 
 
 def _attention_back(call: Call) -> int:
-    """Two blocks of scores, or one beside weights that were kept, and what they hide; queries, results' gradients and a
-    product of a block, and of its keys."""
+    """Two blocks of scores, or one beside weights that were kept, and what they hide; copies of queries and results'
+    gradients, and a product of a block, or of its keys behind the first."""
     kept = SCORES_BACK if call.options.get("dropout") else BIAS_BACK if has_bias(call) else 0
     if kept:
         return kept * _all_scores(call)
@@ -210,7 +212,23 @@ def _attention_back(call: Call) -> int:
     head, width = call.outputs[0].shape[-1], _first(call).width
     hidden = 0 if _keeps_weights(call) else _masks(call)
     scores *= 1 if _keeps_weights(call) else 2
-    return hidden + round(width * (scores + 2 * rows * head + max(before, (keys + rows) * head)))
+    queries, grouped = _first(call), _groups(call) > 1
+    copies = (int(_copies_queries(call)) + int(grouped)) * rows * head
+    product = keys * head if queries.shape[1] > QUERIES else 0
+    product = max(product, rows * head if grouped else 0)
+    return hidden + round(width * (scores + copies + max(before, product)))
+
+
+def _groups(call: Call) -> int:
+    """Query heads of a key head."""
+    q, k = call.arrays[:2]
+    assert q is not None and k is not None
+    return q.shape[2] // k.shape[2]
+
+
+def _copies_queries(call: Call) -> bool:
+    """Whether a block's queries are put together first, or multiplied by a scale that is exact."""
+    return _groups(call) > 1 or math.frexp(_first(call).shape[3] ** -0.5)[0] == 0.5
 
 
 def _keeps_weights(call: Call) -> bool:

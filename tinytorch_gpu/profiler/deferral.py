@@ -1,0 +1,66 @@
+"""Arrays that NumPy's operations on rows wait for together, instead of being let go of one by one (``host/chain.py``)."""
+
+from typing import Any
+
+from ..host import chain
+from ..host.threads import row_parts, sequence_parts
+from .calls import Array, Call
+from .workspace import is_native
+
+_ROWS = ("linear", "layer_norm", "rms_norm")
+_SEQUENCES = ("attention", "rotary")
+
+
+def joins(call: Call, where: str) -> bool:
+    """Whether a call in a model's layers waits for others: NumPy's, of rows or sequences that threads share."""
+    first = call.arrays[0]
+    if where != "cpu" or is_native(call) or first is None or call.options.get("dropout"):
+        return False
+    if call.op in _SEQUENCES:
+        return len(sequence_parts(*first.shape[:2])) > 1
+    dense = call.op != "linear" or all(w.width == first.width for w in call.weights[:1])
+    return call.op in _ROWS and dense and len(row_parts(first.size // first.shape[-1])) > 1
+
+
+class Deferral:
+    """Arrays of calls that are not done yet, in a ``ledger``: all are held until they are."""
+
+    def __init__(self, ledger: Any, where: str):
+        self.ledger, self.where = ledger, where
+        self.held: list[Array] = []
+        self.nbytes = 0
+
+    def before(self, call: Call, view: bool) -> None:
+        """A call that does not wait has all others done first; a ``view`` does nothing."""
+        if not view and not joins(call, self.where):
+            self.finish()
+
+    def made(self, call: Call, arrays: list[Array]) -> None:
+        """``arrays`` are what the call makes. One before an activation is there until it is done too, though nobody
+        keeps it."""
+        if not joins(call, self.where):
+            return
+        self.nbytes += sum(array.nbytes for array in arrays)
+        if call.op == "linear" and call.options.get("activation") and not call.keeps:
+            inner = Array((*call.outputs[0].shape[:-1], call.weights[0].shape[0]), arrays[0].width)
+            self.ledger.make(inner)
+            self.nbytes += inner.nbytes
+            self.held.append(inner)
+
+    def drop(self, array: Array) -> None:
+        """Let go of an array when nobody waits for it."""
+        if self.nbytes:
+            self.held.append(array)
+        else:
+            self.ledger.drop(array)
+
+    def settle(self) -> None:
+        """Behind a call: too much has all of it done."""
+        if self.nbytes > chain.WAITING:
+            self.finish()
+
+    def finish(self) -> None:
+        """All is done."""
+        held, self.held, self.nbytes = self.held, [], 0
+        for array in held:
+            self.ledger.drop(array)
