@@ -11,7 +11,7 @@ from ..backend import dtype as dtype_called
 from ..backend import dtype_name, float_dtype, is_array, namespace
 from ..backend import to_numpy as array_to_numpy
 from ..devices import Device, device, device_of
-from .deferred import ready
+from .deferred import ready, waiting
 from .graph import Node, propagate
 from .mode import enable_grad, grad_enabled, no_grad
 from .operators import Operators, operators
@@ -232,7 +232,9 @@ class Tensor(Operators):
     def reshape(self, *shape: Any) -> "Tensor":
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
         if not self.requires_grad:  # a view: nothing to compute, nothing to record
-            return wrap(namespace(self.data).reshape(self.data, tuple(wanted)))
+            # What is not there yet is looked at in another way all the same, but not copied.
+            raw = self._data if waiting() and self._data.flags.c_contiguous else self.data
+            return wrap(namespace(raw).reshape(raw, tuple(wanted)))
         return operators["reshape"](self, shape=tuple(wanted))
 
     view = reshape

@@ -79,8 +79,7 @@ def run_forward(
         keeps = call.keeps if recorded else made_unrecorded(call, where)
         for array in (*made, *keeps):
             ledger.make(array)
-        ledger.need(forward_workspace(call, where, recorded))
-        deferral.made(call, [*made, *keeps])
+        deferral.made(call, [*made, *keeps], forward_workspace(call, where, recorded))
         if recorded:
             for array in held(call):
                 ledger.hold(array)

@@ -205,7 +205,7 @@ def inference_memory(setting: Setting, batch: int, context: int) -> InferenceMem
         read = 2 * config.kv_heads * config.head_size * bytes_per_weight(setting.activations)
         cache += round(config.num_layers * batch * context * read)
     tokens = min(context, PREFILL_CHUNK)
-    run = Pass(batch, tokens, past=context - tokens, cached=True, last=True)
+    run = Pass(batch, tokens, past=context - tokens, cached=True, last=True, repeat=False)
     calls = forward_calls(setting, run)
     # Each part of the prompt makes the factors of its positions while those of the one before are there.
     ledger = Ledger(_factors(setting, calls))
