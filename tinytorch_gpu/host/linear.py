@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from ..backend import dtype_name, is_half
+from ..core.deferred import ready
 from ..core.op import OPS, needed
 from ..core.tensor import grad_enabled
 from ..ops import linear
@@ -35,16 +36,8 @@ def _accepts(
     return plain(x) and (weight.dtype == x.dtype or (is_half(weight) and x.dtype == numpy.float32))
 
 
-def _parts(x: Any, weight: Any) -> list[slice]:
-    """Rows of a product for threads to share; none for a weight that must be widened first."""
-    if isinstance(weight, QuantizedMatrix) or weight.dtype != x.dtype:
-        return []
-    return row_parts(x.size // max(x.shape[-1], 1))
-
-
 def _joins(x: Any, weight: Any, bias: Any = None, residual: Any = None, **options: Any) -> bool:
-    as_rows = all(given is None or given.flags.c_contiguous for given in (x, residual))
-    return as_rows and len(_parts(x, weight)) > 1
+    return all(given is None or given.flags.c_contiguous for given in (x, residual))
 
 
 def _forward(
@@ -53,11 +46,13 @@ def _forward(
 ) -> Any:  # fmt: skip
     rows = rows_of(x)
     added = None if residual is None else rows_of(residual)
-    parts = _parts(x, weight)
+    dense = not isinstance(weight, QuantizedMatrix) and weight.dtype == x.dtype
+    parts = row_parts(len(rows)) if dense else []
     sloped = grad_enabled() and activation in SLOPED
     if len(parts) > 1:
         inner, out = _shared(rows, weight, bias, added, activation, sloped, parts)
     else:
+        ready()
         inner, out = _whole(rows, weight, bias, added, activation, sloped)
     out = out.reshape(*x.shape[:-1], out.shape[-1])
     if not grad_enabled():
