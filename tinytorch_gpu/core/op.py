@@ -139,17 +139,7 @@ class Op:
             options = {**options, "needs": needs}
         where = self._place(arrays)
         maker = self._maker(where, arrays, options)
-        forward = self.reference if maker is None else maker.forward
-        if waiting() and not (maker and maker.joins and maker.joins(*arrays, **options)):
-            ready()
-        if nvtx.on:
-            fell_back = maker is None and where in DEVICES and not self.view
-            name = self.range + " (reference)" if fell_back else self.range
-            with nvtx.span(name, "op", tokens(arrays)):
-                made = forward(*arrays, **options)
-                ready()  # a range shows all of an operation
-        else:
-            made = forward(*arrays, **options)
+        made = self._run(maker, where, arrays, options)
         calls = _recording.calls
         if calls is not None:
             ready()
@@ -164,6 +154,20 @@ class Op:
         if recorded:
             self._record(maker, args, residuals, options, tensors)
         return tensors[0] if self.outputs == 1 else tuple(tensors)
+
+    def _run(self, maker: Maker | None, where: str, arrays: list[Any], options: Any) -> Any:
+        """The forward of a maker, or the reference, in its range; what it reads is there, unless it joins what waits."""
+        forward = self.reference if maker is None else maker.forward
+        if waiting() and not (maker and maker.joins and maker.joins(*arrays, **options)):
+            ready()
+        if not nvtx.on:
+            return forward(*arrays, **options)
+        fell_back = maker is None and where in DEVICES and not self.view
+        name = self.range + " (reference)" if fell_back else self.range
+        with nvtx.span(name, "op", tokens(arrays)):
+            made = forward(*arrays, **options)
+            ready()  # a range shows all of an operation
+        return made
 
     def _positional(self, args: Any, options: dict[str, Any]) -> Any:
         """Take array arguments given by name out of ``options`` and into their places."""
