@@ -197,9 +197,13 @@ def _attention(call: Call) -> int:
 
 
 def _masks(call: Call) -> int:
-    """Which keys of a block are later than its queries, and 1 where they are not."""
-    queries = min(QUERIES, _first(call).shape[1])
-    return round((1 + _first(call).width) * queries**2) if call.options["causal"] else 0
+    """Which keys of a block are later than its queries, and 1 where they are not; those of the block before are there
+    until they are made."""
+    if not call.options["causal"]:
+        return 0
+    tokens = _first(call).shape[1]
+    queries, blocks = min(QUERIES, tokens), 2 if tokens > QUERIES else 1
+    return round(blocks * (1 + _first(call).width) * queries**2)
 
 
 def _attention_back(call: Call) -> int:
