@@ -15,7 +15,7 @@ from tinytorch_gpu.profiler import (
     lifetimes,
     training_memory,
     workspace,
-)  # fmt: skip
+)
 from tinytorch_gpu.profiler.memory import optimizer_bytes, saved_bytes
 from tinytorch_gpu.profiler.traced import measure_inference_memory, measure_training_memory
 

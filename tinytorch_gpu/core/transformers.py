@@ -153,7 +153,7 @@ class Transformer(Stack):
         ``encode`` made of them.
         """
         recording = contextlib.nullcontext() if cache is None else no_grad()
-        with self.device.active(), recording, deferring():
+        with self.device.active(), recording, deferring():  # the head joins the layers
             ids = as_ids(input_ids, self.config.vocab_size, self.device)
             memory = self._memory(source, cache)
             hidden, weights = self.hidden(

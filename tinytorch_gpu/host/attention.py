@@ -32,7 +32,7 @@ def _accepts(
 
 
 def _joins(q: Any, k: Any, v: Any, *arrays: Any, **options: Any) -> bool:
-    return bool(len(q) > 1)
+    return bool(len(q) > 1)  # one sequence is done in one part, or is one query: at once
 
 
 def _forward(

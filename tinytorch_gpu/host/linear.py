@@ -37,6 +37,7 @@ def _accepts(
 
 
 def _joins(x: Any, weight: Any, bias: Any = None, residual: Any = None, **options: Any) -> bool:
+    # Other rows would be copied.
     return all(given is None or given.flags.c_contiguous for given in (x, residual))
 
 

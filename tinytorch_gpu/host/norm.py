@@ -31,6 +31,7 @@ def _blockwise(work: Callable[[slice], None], width: int) -> Callable[[slice], N
 
 
 def _joins(x: Any, *weights: Any, **options: Any) -> bool:
+    # Other rows would be copied, and one row is looked at at once.
     return x.flags.c_contiguous and x.size != x.shape[-1]
 
 

@@ -50,7 +50,7 @@ class Scores:
         self.scale = self.q.dtype.type(width**-0.5 if scale is None else scale)
         # Scaled queries are fewer than scores, and by a power of two exact; any other scale would
         # round each of them, and large scores would not be the reference's.
-        self.exact = abs(math.frexp(self.scale)[0]) == 0.5
+        self.exact = is_exact(self.scale)
         self.lengths = None if lengths is None else _per_row(lengths, batch)
         self.starts = None if starts is None else _per_row(starts, batch)
         self.kept = kept
@@ -197,6 +197,11 @@ class _Hidden(NamedTuple):
     keys: slice
     where: Any
     seen: Any
+
+
+def is_exact(scale: float) -> bool:
+    """Whether a factor is a power of two, which rounds no number."""
+    return abs(math.frexp(scale)[0]) == 0.5
 
 
 def _mild(scores: Any) -> bool:

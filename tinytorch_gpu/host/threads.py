@@ -203,7 +203,7 @@ def unequal(rows: int, most: int) -> list[slice]:
 
 
 def row_parts(rows: int, cut: Cut = split) -> list[slice]:
-    """``cut`` over rows of a product."""
+    """``cut`` over rows of a product: ``ROWS`` to each part at least, and ``LONG`` where a thread has several."""
     return cut(rows, max(min(rows // ROWS, threads()), rows // LONG))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from ..host import chain
 from ..host.threads import row_parts, sequence_parts
 from .calls import Array, Call
-from .costs import has_bias
+from .costs import VIEWS, has_bias
 from .workspace import by_library
 
 _ROWS = ("linear", "layer_norm", "rms_norm")
@@ -34,9 +34,9 @@ class Deferral:
         self.held: list[Array] = []
         self.nbytes = self.workspace = 0
 
-    def before(self, call: Call, view: bool) -> None:
-        """A call that does not wait has all others done first; a ``view`` does nothing."""
-        if not view and not joins(call, self.where):
+    def before(self, call: Call) -> None:
+        """A call that does not wait has all others done first; a view does nothing."""
+        if call.op not in VIEWS and not joins(call, self.where):
             self.finish()
 
     def made(self, call: Call, arrays: list[Array], workspace: int) -> None:

@@ -74,7 +74,7 @@ def run_forward(
         _hold_inputs(calls, last)
     result, deferral = result_of(calls).owner, Deferral(ledger, where)
     for i, call in enumerate(calls):
-        deferral.before(call, call.op in VIEWS)
+        deferral.before(call)
         made = [a for a in call.outputs if a.base is None and a.kind != "ids"]
         keeps = call.keeps if recorded else made_unrecorded(call, where)
         for array in (*made, *keeps):

@@ -16,7 +16,7 @@ from ..host.activation import BUFFERS, SLOPED
 from ..host.attention import batch_parts
 from ..host.buffers import BLOCK
 from ..host.optimizer import CHUNK
-from ..host.scores import QUERIES, SCORES
+from ..host.scores import QUERIES, SCORES, is_exact
 from ..host.threads import Cut, row_parts, split, threads, unequal
 from ..native.sizes import MANY_ROWS, MOST_TOKENS, parts_size, rounded_bytes
 from ..quantized.cache import groups_of
@@ -232,7 +232,7 @@ def _groups(call: Call) -> int:
 
 def _copies_queries(call: Call) -> bool:
     """Whether a block's queries are put together first, or multiplied by a scale that is exact."""
-    return _groups(call) > 1 or math.frexp(_first(call).shape[3] ** -0.5)[0] == 0.5
+    return _groups(call) > 1 or is_exact(_first(call).shape[3] ** -0.5)
 
 
 def _keeps_weights(call: Call) -> bool:
